@@ -1,0 +1,122 @@
+"""The data as values: faces, attributes with holes, and batches as a pure function of (seed, step)."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Faces(NamedTuple):
+    """Rows of faces with their attributes; NumPy arrays on the host, JAX arrays on a device.
+
+    Attributes:
+      x: [N, H, W, 3] uint8, pixels in 0..255.
+      y: [N, A] float32; binary attributes as 0 or 1, real-valued ones standardised on the training
+        rows; where an attribute is unknown, 0.
+      mask: [N, A] bool, True where the attribute is known.
+    """
+
+    x: np.ndarray | jax.Array
+    y: np.ndarray | jax.Array
+    mask: np.ndarray | jax.Array
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a model must know of its data, and what travels with a checkpoint.
+
+    Attributes:
+      dataset: name of the data set.
+      attributes: names of the A attributes, in the order of the columns of y.
+      kind: "binary" (y in {0, 1}) or "real" (y standardised).
+      attribute_mean, attribute_std: [A] training-row statistics of the attributes as they were read;
+        for "real", y = (score - mean) / std.
+      mean_face: [H, W, 3] float32, the mean training face, pixels in [0, 1].
+      pixel_std: the root mean squared deviation of a training pixel from the mean face.
+    """
+
+    dataset: str
+    attributes: tuple[str, ...]
+    kind: Literal["binary", "real"]
+    attribute_mean: tuple[float, ...]
+    attribute_std: tuple[float, ...]
+    mean_face: np.ndarray
+    pixel_std: float
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.mean_face.shape
+
+    @property
+    def dimensions(self) -> int:
+        """D, the number of pixel values of a face."""
+        return int(np.prod(self.mean_face.shape))
+
+    def to_json(self) -> dict:
+        """Returns plain lists and numbers; `from_json` is its exact inverse."""
+        fields = dataclasses.asdict(self)
+        return fields | {"mean_face": self.mean_face.astype(float).tolist()}
+
+    @classmethod
+    def from_json(cls, fields: dict) -> "Spec":
+        sequences = ("attributes", "attribute_mean", "attribute_std")
+        return cls(**fields | {k: tuple(fields[k]) for k in sequences}
+                   | {"mean_face": np.asarray(fields["mean_face"], np.float32)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set in its three parts, with what a model must know of it."""
+
+    train: Faces
+    validation: Faces
+    test: Faces
+    spec: Spec
+
+
+def make_dataset(dataset: str, attributes: tuple[str, ...], kind: Literal["binary", "real"],
+                 train: Faces, validation: Faces, test: Faces) -> Dataset:
+    """Puts a data set together: statistics of the training rows, real-valued attributes standardised.
+
+    The attributes come in as they were read (0 or 1, or raw scores); unknown ones are masked out.
+    """
+    known = np.maximum(train.mask.sum(0), 1)
+    mean = np.where(train.mask, train.y, 0).sum(0, dtype=np.float64) / known
+    std = np.sqrt(np.where(train.mask, np.square(train.y - mean), 0).sum(0, dtype=np.float64) / known)
+
+    def finish(part: Faces) -> Faces:
+        y = (part.y - mean) / np.where(std > 0, std, 1) if kind == "real" else part.y
+        return Faces(part.x, np.where(part.mask, y, 0).astype(np.float32), part.mask.astype(bool))
+
+    mean_face = np.zeros(train.x.shape[1:], np.float64)
+    squares = 0.0
+    for start in range(0, len(train), 1000):  # in pieces, so that no float64 copy of all faces is made
+        mean_face += (train.x[start:start + 1000] / 255.0).sum(0)
+    mean_face /= len(train)
+    for start in range(0, len(train), 1000):
+        squares += np.square(train.x[start:start + 1000] / 255.0 - mean_face).sum()
+    spec = Spec(dataset, tuple(attributes), kind, tuple(mean.tolist()), tuple(std.tolist()),
+                mean_face.astype(np.float32), float(np.sqrt(squares / train.x.size)))
+    return Dataset(finish(train), finish(validation), finish(test), spec)
+
+
+def batch_rows(seed: int | jax.Array, step: int | jax.Array, size: int, batch_size: int) -> jax.Array:
+    """Returns [batch_size] row numbers of a step's batch, a pure function of (seed, step).
+
+    An epoch is a permutation of the rows that comes from the seed and the epoch's number; the
+    size % batch_size rows left over are other ones every epoch.
+    """
+    batches = size // batch_size
+    epoch, batch = step // batches, step % batches
+    order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), epoch), size)
+    return jax.lax.dynamic_slice_in_dim(order, batch * batch_size, batch_size)
+
+
+def pixels(x: jax.Array) -> jax.Array:
+    """Returns uint8 faces as float32 in [0, 1]."""
+    return x.astype(jnp.float32) / 255
