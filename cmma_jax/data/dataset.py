@@ -22,7 +22,9 @@ class Faces(NamedTuple):
     y: np.ndarray | jax.Array
     mask: np.ndarray | jax.Array
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """N, the number of faces."""
         return len(self.x)
 
 
@@ -95,10 +97,10 @@ def make_dataset(dataset: str, attributes: tuple[str, ...], kind: Literal["binar
 
     mean_face = np.zeros(train.x.shape[1:], np.float64)
     squares = 0.0
-    for start in range(0, len(train), 1000):  # in pieces, so that no float64 copy of all faces is made
+    for start in range(0, train.size, 1000):  # in pieces, so that no float64 copy of all faces is made
         mean_face += (train.x[start:start + 1000] / 255.0).sum(0)
-    mean_face /= len(train)
-    for start in range(0, len(train), 1000):
+    mean_face /= train.size
+    for start in range(0, train.size, 1000):
         squares += np.square(train.x[start:start + 1000] / 255.0 - mean_face).sum()
     spec = Spec(dataset, tuple(attributes), kind, tuple(mean.tolist()), tuple(std.tolist()),
                 mean_face.astype(np.float32), float(np.sqrt(squares / train.x.size)))

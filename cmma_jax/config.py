@@ -1,0 +1,146 @@
+"""The configuration of a run: one frozen value, its presets, and its JSON."""
+
+import dataclasses
+import difflib
+import json
+from typing import Literal
+
+from cmma_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run's settings. Every field is a flag of train.py and a key of the run's config.json."""
+
+    model: Literal["cmma"] = "cmma"
+    """cmma: the conditional multimodal autoencoder, attributes -> latent -> face."""
+    preset: Literal["default", "paper"] = "default"
+    """Where the other settings start: default (trains better), paper (as published). Flags override it."""
+    dataset: str = "synthetic"
+    """synthetic (embedded), lfw, folder (images and attributes.csv), or tfds/NAME, e.g. tfds/celeb_a."""
+    data_dir: str = "data"
+    """Folder of the data set's files; synthetic needs none."""
+    attributes: Literal["binary", "real"] = "binary"
+    """For lfw: binary labels (LFWA+), or real-valued scores (Kumar et al.), standardised."""
+    run_dir: str = ""
+    """Where checkpoints and records go; empty: runs/<model>-<dataset>."""
+
+    epochs: int = 12
+    """Passes over the training faces; a finished run goes on when this grows."""
+    batch_size: int = 100
+    """Faces a step, over all devices together."""
+    optimizer: Literal["adam", "adagrad"] = "adam"
+    """adagrad is the paper's, with an accumulator that starts at 0."""
+    learning_rate: float = 1e-3
+    """The highest; a linear warm-up leads to it."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """After the warm-up: constant, or a cosine down to 0 at the last step."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    clip_norm: float = 1.0
+    """Gradients are clipped at this global norm (of the loss in nats a pixel value)."""
+
+    latent_size: int = 500
+    """J, the dimensions of z."""
+    width: int = 32
+    """Channels of the first convolution; each of the four stages doubles them."""
+    prior_hidden: int = 800
+    """Softplus units of f, and of q(y|z)."""
+    linear_path: bool = True
+    """A matrix beside the other layers of f, h and g; not in the paper. It starts as conditional PPCA, the exact
+    linear model, so that training begins at its likelihood."""
+    linear_rate: float = 0.02
+    """Factor on the updates of those matrices, whose many weights each should move little."""
+    attribute_dropout: float = 0.25
+    """Fraction of training faces that lose some or all attributes; 0 is the strict paper model."""
+    attribute_weight: float = 1.0
+    """Weight of the joint term log q(y|z), which is in no reported bound."""
+
+    seed: int = 0
+    """Of the parameters, the order of the faces, and the noise."""
+    devices: int = 0
+    """Devices to train on; 0: all that JAX sees."""
+    parallel: Literal["pmap", "mesh"] = "pmap"
+    """How several devices share a step: pmap, or jit over a mesh; the results are equal."""
+    coordinator: str = ""
+    """Several processes: address:port of the first. Found by JAX itself on Slurm, GKE and TPU pods."""
+    num_processes: int = 1
+    """Several processes: how many; 1 where JAX finds the cluster itself or there is none."""
+    process_id: int = 0
+    """Several processes: the number of this one."""
+    resume: bool = True
+    """Go on where the run in run_dir stopped; --no-resume refuses to touch a run that is there."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    grid_every: int = 5
+    """Epochs between pictures of originals, reconstructions and samples."""
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "learning_rate", "clip_norm", "latent_size", "width", "prior_hidden",
+                    "num_processes", "checkpoint_every", "grid_every")
+        for name in positive:
+            _check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        for name in ("warmup_steps", "attribute_weight", "seed", "devices", "process_id", "linear_rate"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
+        _check(self.process_id < self.num_processes, "process_id", self.process_id,
+               f"below num_processes, {self.num_processes}")
+
+    def run_path(self) -> str:
+        """Returns run_dir, or where the run lies if it was not given."""
+        return self.run_dir or f"runs/{self.model}-{self.dataset.replace('/', '-')}"
+
+    def to_json(self) -> str:
+        """Returns the settings as JSON text; `from_json` is its exact inverse."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Reads settings back.
+
+        Raises:
+          InputError: the text is no JSON object, or has an unknown setting.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"config.json is not JSON ({error}); restore it or start a new --run_dir") from error
+        if not isinstance(fields, dict):
+            raise InputError("config.json holds no JSON object; restore it or start a new --run_dir")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise InputError(f"config.json has an unknown setting {name!r}{did_you_mean(name, known)}")
+        return cls(**fields)
+
+
+# Settings that say where and how a run is carried out, and not what it computes: they may change on a resume.
+MAY_CHANGE = ("data_dir", "run_dir", "epochs", "devices", "parallel", "coordinator", "num_processes", "process_id",
+              "resume", "checkpoint_every", "grid_every")
+
+
+def default(dataset: str) -> Config:
+    """The best that trains in minutes: Adam, a falling learning rate, linear paths beside the convolutions."""
+    return Config(dataset=dataset, epochs=12 if dataset == "synthetic" else 60)
+
+
+def paper(dataset: str) -> Config:
+    """The paper as it is to be read: Adagrad, f of 800 softplus units, 500 latents, convolutions alone."""
+    return Config(preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
+                  schedule="constant", warmup_steps=200, linear_path=False, attribute_dropout=0.0)
+
+
+PRESETS = {"default": default, "paper": paper}
+
+
+def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Returns "; did you mean 'Mustache'?" for a misspelt name, or what names there are."""
+    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], 1)
+    if close:
+        return f"; did you mean {next(k for k in known if k.lower() == close[0])!r}?"
+    return f"; known: {', '.join(known)}"
+
+
+def _check(good: bool, name: str, value: object, expected: str) -> None:
+    if not good:  # a NaN compares false, and so ends here too
+        raise InputError(f"--{name}={value} is out of range; give {expected}")

@@ -1,0 +1,45 @@
+"""Grids of faces, files in and out."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from cmma_jax import sampling
+from cmma_jax.data.dataset import Faces, pixels
+from cmma_jax.models import Model, Params
+
+GAP = 2  # white pixels between faces
+
+
+def grid(rows: list[np.ndarray]) -> Image.Image:
+    """Returns one picture of rows of faces; each row: [N, H, W, 3] in [0, 1], all of one length."""
+    faces = np.round(255 * np.clip(np.stack([np.asarray(row) for row in rows]), 0, 1)).astype(np.uint8)
+    padded = np.pad(faces, ((0, 0), (0, 0), (GAP, 0), (GAP, 0), (0, 0)), constant_values=255)
+    r, n, height, width, channels = padded.shape
+    whole = padded.transpose(0, 2, 1, 3, 4).reshape(r * height, n * width, channels)
+    return Image.fromarray(np.pad(whole, ((0, GAP), (0, GAP), (0, 0)), constant_values=255))
+
+
+def save_picture(picture: Image.Image, path: pathlib.Path) -> None:
+    """Writes a PNG whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    picture.save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def progress_rows(model: Model, params: Params, faces: Faces) -> list[jax.Array]:
+    """Returns the rows of a training's picture: originals, reconstructions from q(z|x, y) and from q(z|x),
+
+    faces at the prior's mean for the same attributes, and random samples for them.
+    """
+    x, y, mask = pixels(faces.x), faces.y, faces.mask
+    return [x, sampling.reconstruct(model, params, x, y, mask),
+            sampling.reconstruct(model, params, x, y, jnp.zeros_like(mask)),
+            sampling.generate(model, params, jax.random.key(0), y, mask, temperature=0.0),
+            sampling.generate(model, params, jax.random.key(0), y, mask)]

@@ -1,0 +1,133 @@
+"""The two layers of the image networks: a 4x4 convolution of stride 2, and its transposed form.
+
+Both equal Flax Linen's ``nn.Conv(O, (4, 4), strides=(2, 2), padding="SAME")`` and ``nn.ConvTranspose`` of the
+same arguments, in value and in every gradient, and take the same parameters. On GPU and TPU they are XLA's own
+convolutions. On CPU XLA's forward convolution is fast, but the two that its gradient needs are not: the one with
+a dilated input took 5 times a forward one, the kernel's gradient more than 100 times. So the three linear maps
+below each have a CPU form built of what is fast there, and the layers' gradients are written in these maps:
+
+    down(x, k)[i, j]    = sum over s, t of  x[2i + s - 1, 2j + t - 1] k[s, t]      (x is 0 outside its bounds)
+    up(., flip(k))      = the adjoint of down(., k),  where  flip(k)[s, t] = k[3 - s, 3 - t]^T
+    kernel_gradient(., g) = the adjoint of down(x, .) at x
+
+Shapes: b images, h x w pixels on the small side and 2h x 2w on the large one, c and o channels.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Halve the image: x [b, 2h, 2w, c], kernel [4, 4, c, o], bias [o] -> [b, h, w, o]."""
+    if x.ndim != 4 or x.shape[1] % 2 or x.shape[2] % 2:
+        raise ValueError(f"conv: expected images [b, H, W, c] with even H and W, got shape {x.shape}")
+    return _conv(x, kernel) + bias.reshape(1, 1, 1, -1)
+
+
+def conv_transpose(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Double the image: x [b, h, w, c], kernel [4, 4, c, o], bias [o] -> [b, 2h, 2w, o]."""
+    return _conv_transpose(x, kernel) + bias.reshape(1, 1, 1, -1)
+
+
+@jax.custom_vjp
+def _conv(x, kernel):
+    return _down(x, kernel)
+
+
+_conv.defvjp(
+    lambda x, kernel: (_down(x, kernel), (x, kernel)),
+    lambda saved, g: (_up(g, _flip(saved[1])), _kernel_gradient(saved[0], g)),
+)
+
+
+@jax.custom_vjp
+def _conv_transpose(x, kernel):
+    return _up(x, kernel)
+
+
+_conv_transpose.defvjp(
+    lambda x, kernel: (_up(x, kernel), (x, kernel)),
+    lambda saved, g: (_down(g, _flip(saved[1])), _flip(_kernel_gradient(g, saved[0]))),
+)
+
+
+def _flip(kernel):
+    """[4, 4, c, o] -> [4, 4, o, c], turned by half a turn: its own inverse, and its own adjoint."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _down(x, kernel):
+    """x [b, 2h, 2w, c], kernel [4, 4, c, o] -> [b, h, w, o]."""
+    return lax.platform_dependent(x, kernel, cpu=_down_cpu, default=_down_native)
+
+
+def _up(x, kernel):
+    """x [b, h, w, c], kernel [4, 4, c, o] -> [b, 2h, 2w, o]."""
+    return lax.platform_dependent(x, kernel, cpu=_up_cpu, default=_up_native)
+
+
+def _kernel_gradient(x, g):
+    """x [b, 2h, 2w, c], g [b, h, w, o] -> [4, 4, c, o], the gradient of sum(g * down(x, kernel)) in kernel."""
+    return lax.platform_dependent(x, g, cpu=_kernel_gradient_cpu, default=_kernel_gradient_native)
+
+
+def _down_native(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
+
+
+def _up_native(x, kernel):
+    return lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=_NHWC)
+
+
+def _kernel_gradient_native(x, g):
+    kernel = jax.ShapeDtypeStruct((4, 4, x.shape[3], g.shape[3]), x.dtype)
+    return jax.linear_transpose(functools.partial(_down_native, x), kernel)(g)[0]
+
+
+def _down_cpu(x, kernel):
+    """XLA's own; but with 3 channels it took three times as long as with those 3 and a fourth of zeros."""
+    more = max(0, 4 - x.shape[3])
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
+    return _down_native(x, jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0))))
+
+
+def _up_cpu(x, kernel):
+    """A 2x2 convolution of stride 1 to 4 o channels, one group for each pixel of a 2x2 block of the output.
+
+    The block of rows (2p - 1, 2p), p = 0 ... h, sees just the rows p - 1 and p of x: its row a takes the row
+    p - 1 + d of x by the kernel's row 2d + 1 - a. Likewise the columns. So no product is with a zero, but for
+    the border, whose outer half is cut off.
+    """
+    b, h, w, c = x.shape
+    o = kernel.shape[3]
+    k = kernel.reshape(2, 2, 2, 2, c, o)[:, ::-1, :, ::-1]  # [d, a, d', a', c, o]
+    k = k.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * o)
+    y = lax.conv_general_dilated(x, k, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
+    y = y.reshape(b, h + 1, w + 1, 2, 2, o).transpose(0, 1, 3, 2, 4, 5)  # [b, p, a, p', a', o]
+    return y.reshape(b, 2 * h + 2, 2 * w + 2, o)[:, 1:-1, 1:-1]
+
+
+def _kernel_gradient_cpu(x, g):
+    """For each of the kernel's 16 places one matrix product [c, n] x [n, o] over the n = b h w places of g.
+
+    A few images at a time (16, or the next smaller divisor of b), added up: the shifted copies of x are then
+    still in the cache when they are multiplied, which took half the time of the whole batch at once.
+    """
+    b, h, w, o = g.shape
+    c = x.shape[3]
+    few = max(n for n in range(1, 17) if b % n == 0)
+
+    def add(total, images):
+        x, g = images
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        g = g.reshape(-1, o)
+        at = [x[:, s : s + 2 * h : 2, t : t + 2 * w : 2].reshape(-1, c) for s in range(4) for t in range(4)]
+        return total + jnp.stack([a.T @ g for a in at]), None
+
+    groups = x.reshape(b // few, few, 2 * h, 2 * w, c), g.reshape(b // few, few, h, w, o)
+    return lax.scan(add, jnp.zeros((16, c, o), g.dtype), groups)[0].reshape(4, 4, c, o)

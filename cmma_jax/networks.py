@@ -1,0 +1,131 @@
+"""The networks f, h, g and h2 in Flax Linen: they know shapes, not the paper's losses.
+
+Attributes reach them encoded: `a`, [B, 2A], the values with holes at 0 beside the mask of the known ones.
+Faces reach them centred on the mean face and scaled to unit deviation. Heads start at zero, so that a new
+model says: mean face, the data's own spread, z ~ N(0, I).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cmma_jax import layers
+
+STAGES = 4  # 64 x 64 -> 4 x 4
+
+
+class Conv(nn.Module):
+    """The 4x4 stride-2 convolution: [B, H, W, C] -> [B, H/2, W/2, features]; parameters as nn.Conv's."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.he_normal(), (4, 4, x.shape[-1], self.features))
+        return layers.conv(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+
+
+class ConvTranspose(nn.Module):
+    """Its mirror image: [B, H, W, C] -> [B, 2H, 2W, features]; parameters as nn.ConvTranspose's."""
+
+    features: int
+    # 4 of the 16 taps meet in each output pixel, so that variance 2 over the fan-in wants four times as much.
+    kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(8.0, "fan_in", "normal")
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.kernel_init, (4, 4, x.shape[-1], self.features))
+        return layers.conv_transpose(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+
+
+def _head(features: int, name: str) -> nn.Dense:
+    return nn.Dense(features, kernel_init=nn.initializers.zeros, name=name)
+
+
+class PriorNetwork(nn.Module):
+    """f: attributes to the mean and log-variance of p(z|y); one layer of softplus units (section 4.1).
+
+    With `linear_path` a single matrix from the attributes to the mean stands beside them.
+    """
+
+    latent_size: int
+    hidden: int
+    linear_path: bool
+
+    @nn.compact
+    def __call__(self, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """a: [B, 2A] -> two [B, J]."""
+        features = nn.softplus(nn.Dense(self.hidden, name="hidden")(a))
+        mean, logvar = _head(self.latent_size, "mean")(features), _head(self.latent_size, "logvar")(features)
+        if self.linear_path:
+            mean += nn.Dense(self.latent_size, use_bias=False, name="linear")(a)
+        return mean, logvar
+
+
+class PosteriorNetwork(nn.Module):
+    """h: a face and its attributes to the mean and log-variance of q(z|x, y); convolutions (Fig. 5, top).
+
+    With `linear_path` a single matrix from pixels and attributes to the mean stands beside the convolutions.
+    """
+
+    latent_size: int
+    width: int
+    linear_path: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x: [B, H, W, 3] centred and scaled, a: [B, 2A] -> two [B, J]."""
+        features = x
+        for stage in range(STAGES):
+            features = nn.relu(Conv(self.width * 2**stage, name=f"conv{stage}")(features))
+        attributes = nn.relu(nn.Dense(8 * self.width, name="attributes")(a))
+        features = jnp.concatenate([features.reshape(len(x), -1), attributes], -1)
+        mean = _head(self.latent_size, "mean")(features)
+        logvar = _head(self.latent_size, "logvar")(features)
+        if self.linear_path:
+            both = jnp.concatenate([x.reshape(len(x), -1), a], -1)
+            mean += nn.Dense(self.latent_size, use_bias=False, name="linear")(both)
+        return mean, logvar
+
+
+class LikelihoodNetwork(nn.Module):
+    """g: a latent to the mean and log-variance of p(x|z), a value a pixel; h's mirror image (Fig. 5, bottom).
+
+    With `linear_path` a single matrix from z to the mean stands beside the convolutions.
+    """
+
+    image_shape: tuple[int, int, int]
+    width: int
+    linear_path: bool
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """z: [B, J] (a CVAE's: z beside the attributes) -> two [B, H, W, 3], centred and scaled."""
+        height, width, channels = self.image_shape
+        rows, columns = height // 2**STAGES, width // 2**STAGES
+        depth = self.width * 2 ** (STAGES - 1)
+        features = nn.relu(nn.Dense(rows * columns * depth, name="features")(z))
+        features = features.reshape(len(z), rows, columns, depth)
+        for stage in range(STAGES - 1):
+            features = nn.relu(ConvTranspose(depth // 2 ** (stage + 1), name=f"conv{stage}")(features))
+        heads = ConvTranspose(2 * channels, kernel_init=nn.initializers.zeros, name="heads")(features)
+        mean, logvar = jnp.split(heads, 2, -1)
+        if self.linear_path:
+            small = nn.initializers.normal(0.02)
+            flat = nn.Dense(height * width * channels, use_bias=False, kernel_init=small, name="linear")(z)
+            mean += flat.reshape(mean.shape)
+        return mean, logvar
+
+
+class AttributeNetwork(nn.Module):
+    """h2: a latent to the parameters of q(y|z): `heads` values an attribute (logit, or mean and log-variance)."""
+
+    attributes: int
+    heads: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> tuple[jax.Array, ...]:
+        """z: [B, J] -> `heads` arrays [B, A]."""
+        features = nn.softplus(nn.Dense(self.hidden, name="hidden")(z))
+        return tuple(jnp.split(_head(self.heads * self.attributes, "heads")(features), self.heads, -1))

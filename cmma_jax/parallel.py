@@ -1,0 +1,148 @@
+"""The only file that names devices: one device, pmap over several, and jit over a mesh.
+
+All three run the same step, written once for a `Placement`; parameters agree up to rounding, because an
+example's noise belongs to the example and a batch's mean is the mean of equal shares.
+"""
+
+import functools
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cmma_jax.errors import InputError
+
+AXIS = "batch"
+Tree = Any
+
+
+class Placement(NamedTuple):
+    """How a computation is laid over devices.
+
+    Attributes:
+      count: number of devices, over all processes.
+      share: inside the computation, a tree of [B, ...] arrays -> the rows this device works on.
+      mean: inside the computation, a tree of per-device means -> their mean over the devices.
+      put: a tree of host arrays -> the same values on every device.
+      get: what `put` or `compile` returned -> a tree of single arrays, without a copy where possible.
+      compile: (function of (state, data, n), n static) -> the same compiled; the state is donated.
+    """
+
+    count: int
+    share: Callable[[Tree], Tree]
+    mean: Callable[[Tree], Tree]
+    put: Callable[[Tree], Tree]
+    get: Callable[[Tree], Tree]
+    compile: Callable[[Callable], Callable]
+
+
+def place(devices: int, how: str, batch_size: int) -> Placement:
+    """Returns the placement for `--devices` and `--parallel`.
+
+    Args:
+      devices: how many; 0 for all that JAX sees. Several processes always use all of theirs.
+      how: "pmap" or "mesh"; one device uses plain jit for either.
+      batch_size: faces a step over all devices; their number must divide it.
+
+    Raises:
+      InputError: there are fewer devices, or they do not divide the batch.
+    """
+    there = jax.devices()
+    if jax.process_count() > 1 and devices not in (0, len(there)):
+        raise InputError(f"--devices={devices} with {jax.process_count()} processes; leave it out to use all "
+                         f"{len(there)} devices")
+    count = devices or len(there)
+    if count > len(there):
+        raise InputError(f"--devices={devices} but JAX sees {len(there)} ({there[0].platform}); give at most "
+                         f"{len(there)}, or on a CPU set XLA_FLAGS=--xla_force_host_platform_device_count={count}")
+    if batch_size % count:
+        raise InputError(f"--batch_size={batch_size} is not divided by {count} devices; "
+                         f"try --batch_size={batch_size // count * count or count}")
+    if count == 1:
+        return _single(there[0])
+    return {"pmap": _pmap, "mesh": _mesh}[how](there[:count])
+
+
+def _identity(tree: Tree) -> Tree:
+    return tree
+
+
+def _single(device: jax.Device) -> Placement:
+    return Placement(1, _identity, _identity, functools.partial(jax.device_put, device=device), _identity,
+                     functools.partial(jax.jit, static_argnums=2, donate_argnums=0))
+
+
+def _pmap(devices: list[jax.Device]) -> Placement:
+    count = len(devices)
+    local = [device for device in devices if device.process_index == jax.process_index()]
+
+    def share(tree: Tree) -> Tree:
+        def rows(a: jax.Array) -> jax.Array:
+            size = len(a) // count
+            return jax.lax.dynamic_slice_in_dim(a, jax.lax.axis_index(AXIS) * size, size)
+        return jax.tree.map(rows, tree)
+
+    def put(tree: Tree) -> Tree:
+        one = jax.pmap(_identity, in_axes=None, out_axes=0, axis_size=len(local), devices=devices)
+        return one(tree)
+
+    def get(tree: Tree) -> Tree:
+        return jax.tree.map(lambda a: a.addressable_data(0).reshape(a.shape[1:]), tree)
+
+    return Placement(count, share, functools.partial(jax.lax.pmean, axis_name=AXIS), put, get,
+                     functools.partial(jax.pmap, axis_name=AXIS, static_broadcasted_argnums=2,
+                                       donate_argnums=0, devices=devices))
+
+
+def _mesh(devices: list[jax.Device]) -> Placement:
+    mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def share(tree: Tree) -> Tree:
+        return jax.lax.with_sharding_constraint(tree, split)
+
+    def put(tree: Tree) -> Tree:
+        return jax.tree.map(lambda a: jax.make_array_from_callback(jnp.shape(a), everywhere, lambda _: a), tree)
+
+    def get(tree: Tree) -> Tree:
+        return jax.tree.map(lambda a: a.addressable_data(0), tree)
+
+    return Placement(len(devices), share, _identity, put, get,
+                     functools.partial(jax.jit, static_argnums=2, donate_argnums=0, out_shardings=everywhere))
+
+
+def start_processes(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins this process to the others; must come before anything else touches a device.
+
+    Without a coordinator this does nothing on a single machine, and lets JAX find the cluster itself where
+    a cluster's environment (Slurm, GKE, a TPU pod) is there.
+    """
+    if coordinator:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    elif num_processes > 1:
+        raise InputError("--num_processes needs --coordinator=ADDRESS:PORT, the address of process 0")
+
+
+def warn_unused_gpu() -> str | None:
+    """Returns one line if the machine has an NVIDIA GPU that JAX does not see, otherwise None."""
+    if jax.default_backend() == "cpu" and pathlib.Path("/proc/driver/nvidia/version").exists():
+        return ("this machine has an NVIDIA GPU, but JAX does not see it and trains on the CPU; "
+                "install the CUDA build: pip install -r requirements.txt")
+    return None
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or ~/.cache/cmma_jax."""
+    if not jax.config.jax_compilation_cache_dir:
+        try:
+            folder = pathlib.Path.home() / ".cache" / "cmma_jax"
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError):
+            warnings.warn("no compilation cache: the home folder is not writable", stacklevel=2)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

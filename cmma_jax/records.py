@@ -1,0 +1,40 @@
+"""A run's public records: metrics.jsonl, one line an epoch, and the same as TensorBoard scalars."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+
+from tensorboardX import SummaryWriter
+
+
+def read_metrics(run: pathlib.Path) -> list[dict[str, float]]:
+    """Returns the lines of a run's metrics.jsonl, oldest first; a line cut short by a crash is left out."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+@contextlib.contextmanager
+def open_records(run: pathlib.Path, epoch: int) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Opens a run's records after `epoch` epochs; lines of later epochs, which will be redone, are dropped.
+
+    Yields:
+      record(metrics): appends a line; metrics must hold "epoch".
+    """
+    kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
+    path, temporary = run / "metrics.jsonl", run / "metrics.jsonl.tmp"
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    temporary.replace(path)
+    with path.open("a") as lines, SummaryWriter(str(run / "tensorboard"), purge_step=epoch + 1) as board:
+        def record(metrics: dict[str, float]) -> None:
+            lines.write(json.dumps(metrics) + "\n")
+            lines.flush()
+            for name, value in metrics.items():
+                board.add_scalar(name, value, int(metrics["epoch"]))
+
+        yield record

@@ -1,0 +1,137 @@
+"""Training, in three nouns: the state, a step, and fit. It knows pytrees and functions, never a model."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cmma_jax.data.dataset import Faces, batch_rows, pixels
+from cmma_jax.errors import InputError
+from cmma_jax.parallel import Placement
+
+
+class TrainState(NamedTuple):
+    """All that training changes; with the seed and the data it determines every later step.
+
+    Attributes:
+      step: int32, steps taken.
+      params: the model's parameters.
+      opt_state: the optimiser's.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def make_optimizer(name: str, learning_rate: float, linear_rate: float, schedule: str, warmup_steps: int,
+                   clip_norm: float, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimiser and its learning rate as a function of the step.
+
+    adagrad starts with an accumulator of 0, as Torch7's does: with optax's 0.1 the first steps differ
+    300-fold. Its first gradients stay in the accumulator for ever, so that it needs both the warm-up and the
+    clipping.
+
+    Args:
+      name: "adam" or "adagrad".
+      learning_rate: the highest.
+      linear_rate: factor on the updates of the parameters under the name "linear", the large matrices whose
+        every weight Adam would otherwise move as far as a small layer's.
+      schedule: "constant", or "cosine" down to 0 at the last of `steps`.
+      warmup_steps: steps of linear warm-up.
+      clip_norm: global norm at which gradients are clipped.
+      steps: length of the training.
+    """
+    warmup_steps = min(warmup_steps, steps // 2)
+    after = {"constant": optax.constant_schedule(learning_rate),
+             "cosine": optax.cosine_decay_schedule(learning_rate, max(steps - warmup_steps, 1))}[schedule]
+    warmup = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, max(warmup_steps, 1))
+    rate = optax.join_schedules([warmup, after], [warmup_steps])
+    rule = {"adam": lambda: optax.adam(rate, b2=0.999),
+            "adagrad": lambda: optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-10)}[name]()
+    linear = optax.masked(optax.scale(linear_rate), _named_linear)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), rule, linear), rate
+
+
+def _named_linear(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: any(getattr(k, "key", "") == "linear" for k in path), params)
+
+
+def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int, batch_size: int,
+              placement: Placement) -> Callable[[TrainState, Faces], tuple[TrainState, dict]]:
+    """Returns step(state, faces) -> (state, means over the batch), a pure function.
+
+    The batch's rows come from (seed, step), and each example's noise from (seed, step, its number in the
+    whole batch): no device count changes what is computed.
+
+    Args:
+      loss: (params, [B] keys, x, y, mask) -> ([B] loss, a tree of per-example terms).
+      optimizer: as optax has them.
+      seed: of the order and of the noise.
+      batch_size: faces a step, over all devices.
+      placement: where it runs.
+    """
+    noise = jax.random.fold_in(jax.random.key(seed), 1)
+
+    def step(state: TrainState, faces: Faces) -> tuple[TrainState, dict]:
+        rows = batch_rows(seed, state.step, faces.size, batch_size)
+        rows, numbers = placement.share((rows, jnp.arange(batch_size)))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(noise, state.step), numbers)
+        x, y, mask = pixels(faces.x[rows]), faces.y[rows], faces.mask[rows]
+
+        def mean_loss(params):
+            losses, terms = loss(params, keys, x, y, mask)
+            return losses.mean(), terms
+
+        (value, terms), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        means = {"loss": value} | jax.tree.map(jnp.mean, terms)
+        gradients, means = placement.mean((gradients, means))
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), means
+
+    return step
+
+
+def make_run(step: Callable, placement: Placement) -> Callable[[TrainState, Faces, int], tuple[TrainState, dict]]:
+    """Returns run(state, faces, n): n steps as one compiled `lax.scan`; the means come back as [n] arrays."""
+
+    def run(state: TrainState, faces: Faces, n: int) -> tuple[TrainState, dict]:
+        return jax.lax.scan(lambda state, _: step(state, faces), state, length=n)
+
+    return placement.compile(run)
+
+
+def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, steps_per_epoch: int, epochs: int,
+        steps_per_call: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
+    """Trains to the end of `epochs`, from wherever the state stands, and yields after every call.
+
+    Args:
+      run: from `make_run`.
+      state, faces: host values; they are put on the devices here.
+      placement: where they go.
+      steps_per_epoch: calls end at epochs' ends.
+      epochs: to train in all.
+      steps_per_call: steps between looks from outside: a whole epoch where steps are fast.
+
+    Yields:
+      (state on the devices, means of the steps just taken as [n] NumPy arrays). The state is donated to the
+      next call: who wants to keep it copies it first.
+
+    Raises:
+      InputError: a loss was not finite; the step is named, and nothing is yielded after it.
+    """
+    done = int(state.step)
+    state, faces = placement.put(state), placement.put(faces)
+    while done < steps_per_epoch * epochs:
+        n = min(steps_per_call, steps_per_epoch - done % steps_per_epoch)
+        state, means = run(state, faces, n)
+        means = jax.tree.map(np.asarray, placement.get(means))
+        bad = np.flatnonzero(~np.isfinite(means["loss"]))
+        if bad.size:
+            raise InputError(f"the loss was {means['loss'][bad[0]]} at step {done + bad[0] + 1}; the last checkpoint "
+                             "before it is kept; lower --learning_rate or --clip_norm")
+        done += n
+        yield state, means

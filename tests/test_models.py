@@ -1,0 +1,117 @@
+"""Structure of the models, through gradients, and their behaviour at the edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmma_jax import layers
+from cmma_jax.config import Config
+from cmma_jax.data.dataset import Faces, make_dataset, pixels
+from cmma_jax.distributions import Bernoulli, Gaussian
+from cmma_jax.models import PIXEL_LOGVAR_FLOOR, cmma, count_parameters, encode_attributes
+from cmma_jax.objectives import elbo
+
+
+def arrays(small, n=4):
+    faces = small.data.train
+    return pixels(jnp.asarray(faces.x[:n])), jnp.asarray(faces.y[:n]), jnp.asarray(faces.mask[:n])
+
+
+def total(tree):
+    return sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def test_likelihood_does_not_depend_on_attributes_given_z(small):
+    x, y, mask = arrays(small)
+    z = jnp.ones((len(x), small.config.latent_size))
+    gradient = jax.grad(lambda y: total(small.model.likelihood(small.params, z, y, mask)))(y)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_prior_and_posterior_depend_on_attributes_and_posterior_on_the_face(small):
+    x, y, mask = arrays(small)
+    full = jnp.ones_like(mask)
+    assert (jax.grad(lambda y: total(small.model.prior(small.params, y, full)))(y) != 0).all()
+    by_x, by_y = jax.grad(lambda x, y: total(small.model.posterior(small.params, x, y, full)), (0, 1))(x, y)
+    assert (by_y != 0).all()
+    assert (by_x != 0).mean() > 0.99
+
+
+def test_an_unknown_attributes_value_changes_nothing_and_being_known_does(small):
+    x, y, _ = arrays(small)
+    mask = jnp.ones((len(x), 5), bool).at[:, 2].set(False)
+    for part in (lambda y, m: small.model.prior(small.params, y, m),
+                 lambda y, m: small.model.posterior(small.params, x, y, m)):
+        np.testing.assert_array_equal(part(y, mask).mean, part(y.at[:, 2].set(7.0), mask).mean)
+        assert (part(y, mask).mean != part(y, mask.at[:, 2].set(True)).mean).all()
+
+
+def test_encoding_tells_no_from_unknown():
+    y, mask = jnp.asarray([[0.0, 1.0, 0.0]]), jnp.asarray([[True, True, False]])
+    np.testing.assert_array_equal(encode_attributes(y, mask, "binary"), [[-1, 1, 0, 1, 1, 0]])
+    np.testing.assert_array_equal(encode_attributes(y, mask, "real"), [[0, 1, 0, 1, 1, 0]])
+
+
+def test_a_new_model_says_mean_face_data_spread_and_a_standard_prior(small):
+    spec = small.data.spec
+    config = Config(latent_size=6, width=4, prior_hidden=8, linear_path=False)
+    model = cmma(config, spec)
+    params = jax.jit(model.init)(jax.random.key(0))
+    x, y, mask = arrays(small)
+    p = model.likelihood(params, jnp.ones((len(x), 6)), y, mask)
+    np.testing.assert_allclose(p.mean, jnp.broadcast_to(spec.mean_face[None], x.shape), rtol=1e-6)
+    np.testing.assert_allclose(p.logvar, 2 * np.log(spec.pixel_std), rtol=1e-5)
+    np.testing.assert_array_equal(model.prior(params, y, mask), 0)
+    assert "linear" not in params["f"] | params["g"] | params["h"]
+
+
+def test_pixel_variance_has_the_floor_of_8_bit_rounding(small):
+    x, y, mask = arrays(small)
+    p = small.model.likelihood(small.params, 1e4 * jnp.ones((len(x), 6)), y, mask)
+    assert float(p.logvar.min()) >= np.float32(PIXEL_LOGVAR_FLOOR)
+    assert np.log(1 / 255**2 / 12) == pytest.approx(PIXEL_LOGVAR_FLOOR, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind, distribution", [("binary", Bernoulli), ("real", Gaussian)])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+def test_all_or_no_attributes_and_a_batch_of_one_give_finite_values_and_gradients(small, kind, distribution, known, n):
+    train = small.data.train
+    data = make_dataset("small", small.data.spec.attributes, kind, train, small.data.validation, small.data.test)
+    model = cmma(small.config, data.spec)
+    params = jax.jit(model.init)(jax.random.key(0))
+    assert isinstance(model.attributes(params, jnp.zeros((1, 6))), distribution)
+    x, y, mask = pixels(jnp.asarray(train.x[:n])), jnp.asarray(data.train.y[:n]), jnp.full((n, 5), known)
+
+    def value(params):
+        terms = elbo(model, params, jax.random.key(0), x, y, mask, known=jnp.ones_like(mask))
+        return (terms.bound + terms.attributes + terms.attributes_prior).sum()
+
+    result, gradients = jax.value_and_grad(value)(params)
+    assert np.isfinite(result)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_image_networks_are_linens_layers(small):
+    """h's convolutions, computed once more with nn.Conv on the same parameters."""
+    import flax.linen as nn
+    x, *_ = arrays(small)
+    params = small.params["h"]["conv0"]
+    expected = nn.Conv(small.config.width, (4, 4), (2, 2)).apply({"params": params}, x)
+    np.testing.assert_allclose(layers.conv(x, params["kernel"], params["bias"]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_paper_model_has_the_papers_sizes(small):
+    """f: 73 attributes and their mask -> 800 -> two heads of 500; h and g: 64 -> 4 in four stages."""
+    mean_face = np.zeros((64, 64, 3), np.uint8)
+    faces = Faces(np.stack([mean_face, mean_face + 255]), np.zeros((2, 73), np.float32), np.ones((2, 73), bool))
+    data = make_dataset("zeros", tuple(f"a{i}" for i in range(73)), "binary", faces, faces, faces)
+    shapes = jax.eval_shape(cmma(Config(linear_path=False), data.spec).init, jax.random.key(0))
+    f, h, g = shapes["f"], shapes["h"], shapes["g"]
+    assert f["hidden"]["kernel"].shape == (146, 800) and f["mean"]["kernel"].shape == (800, 500)
+    assert [h[f"conv{i}"]["kernel"].shape for i in range(4)] == [(4, 4, 3, 32), (4, 4, 32, 64), (4, 4, 64, 128),
+                                                                (4, 4, 128, 256)]
+    assert h["mean"]["kernel"].shape == (4 * 4 * 256 + 256, 500) and g["features"]["kernel"].shape == (500, 4096)
+    assert g["heads"]["kernel"].shape == (4, 4, 32, 6)
+    assert count_parameters(shapes) == sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

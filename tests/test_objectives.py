@@ -1,0 +1,146 @@
+"""The bound against models whose likelihood is known exactly, and what each of its terms may touch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from cmma_jax.data.dataset import pixels
+from cmma_jax.distributions import Bernoulli, Gaussian
+from cmma_jax.models import Model
+from cmma_jax.objectives import elbo, hide_attributes, make_loss, summary
+
+A = np.asarray([[0.7, -0.4], [0.2, 0.9], [-0.5, 0.3]], np.float32)  # attributes to z
+W = np.asarray([[1.0, 0.5, 0.0, -0.5, 0.2, 0.0], [-0.5, 1.0, 0.4, 0.0, 0.0, 0.3]], np.float32)
+W[1] -= W[0] * (W[0] @ W[1]) / (W[0] @ W[0])  # orthogonal rows: the exact posterior is then diagonal
+PRIOR_VARIANCE, NOISE = np.asarray([0.8, 1.5], np.float32), 0.3
+
+
+def linear_cmma() -> Model:
+    """z|y ~ N(yA, diag), x|z ~ N(zW, noise); params shift and scale the exact posterior."""
+
+    def prior(params, y, mask):
+        mean = y @ A
+        return Gaussian(mean, jnp.broadcast_to(jnp.log(PRIOR_VARIANCE)[None], mean.shape))
+
+    def posterior(params, x, y, mask):
+        precision = 1 / PRIOR_VARIANCE + (W**2).sum(1) / NOISE
+        mean = (y @ A / PRIOR_VARIANCE[None] + x.reshape(len(x), -1) @ W.T / NOISE) / precision[None]
+        logvar = jnp.broadcast_to(-jnp.log(precision)[None], mean.shape)
+        return Gaussian(mean + params["shift"], logvar + params["log_scale"])
+
+    def likelihood(params, z, y, mask):
+        mean = (z @ W).reshape(-1, 1, 2, 3)
+        return Gaussian(mean, jnp.full_like(mean, np.log(NOISE)))
+
+    def attributes(params, z):
+        return Bernoulli(z @ A.T)
+
+    return Model(lambda key: None, prior, posterior, likelihood, attributes)
+
+
+def exact_log_likelihood(x, y):
+    covariance = np.float64(W).T @ np.diag(PRIOR_VARIANCE) @ W + NOISE * np.eye(6)
+    means = np.float64(y) @ A @ W
+    return np.array([scipy.stats.multivariate_normal.logpdf(row.ravel(), mean, covariance)
+                     for row, mean in zip(np.float64(x), means, strict=True)])
+
+
+def linear_data(n=8):
+    rng = np.random.default_rng(0)
+    return (jnp.asarray(rng.normal(0, 1.2, (n, 1, 2, 3)), jnp.float32),
+            jnp.asarray(rng.random((n, 3)) < 0.5, jnp.float32), jnp.ones((n, 3), bool))
+
+
+def many_bounds(shift, log_scale, draws=4000):
+    x, y, mask = linear_data()
+    params = {"shift": jnp.float32(shift), "log_scale": jnp.float32(log_scale)}
+    model = linear_cmma()
+    return jax.vmap(lambda key: elbo(model, params, key, x, y, mask).bound)(
+        jax.random.split(jax.random.key(0), draws)), exact_log_likelihood(x, y)
+
+
+def test_bound_touches_the_exact_likelihood_at_the_exact_posterior():
+    bounds, exact = many_bounds(0.0, 0.0)
+    standard_errors = np.abs(bounds.mean(0) - exact) / (bounds.std(0) / np.sqrt(len(bounds)))
+    assert standard_errors.max() < 4
+    assert bounds.std(0).max() > 0.1  # the test has something to tell apart
+
+
+@pytest.mark.parametrize("shift, log_scale", [(0.3, 0.0), (0.0, 1.0), (0.0, -1.0), (-0.2, 0.5)])
+def test_bound_never_exceeds_the_exact_likelihood(shift, log_scale):
+    bounds, exact = many_bounds(shift, log_scale)
+    gap = exact - bounds.mean(0)
+    assert (gap > 4 * bounds.std(0) / np.sqrt(len(bounds))).all()
+
+
+def test_bound_of_a_wrong_posterior_is_lower_by_its_kl_to_the_exact_one():
+    shift, log_scale = 0.3, 0.5
+    bounds, exact = many_bounds(shift, log_scale)
+    precision = np.float64(1 / PRIOR_VARIANCE + (W**2).sum(1) / NOISE)
+    divergence = 0.5 * np.sum(np.exp(log_scale) + shift**2 * precision - 1 - log_scale)
+    standard_error = bounds.std(0) / np.sqrt(len(bounds))
+    assert (np.abs(exact - bounds.mean(0) - divergence) < 4 * standard_error).all()
+
+
+def example(small, n=6):
+    faces = small.data.train
+    return pixels(jnp.asarray(faces.x[:n])), jnp.asarray(faces.y[:n]), jnp.asarray(faces.mask[:n])
+
+
+def gradient_sizes(small, term):
+    x, y, mask = example(small)
+    gradients = jax.grad(lambda p: getattr(elbo(small.model, p, jax.random.key(0), x, y, mask), term).sum())(
+        small.params)
+    return {name: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(part))
+            for name, part in gradients.items()}
+
+
+def test_each_term_trains_what_it_should(small):
+    assert {name for name, size in gradient_sizes(small, "bound").items() if size} == {"f", "h", "g"}
+    assert {name for name, size in gradient_sizes(small, "reconstruction").items() if size} == {"h", "g"}
+    assert {name for name, size in gradient_sizes(small, "kl").items() if size} == {"f", "h"}
+    assert {name for name, size in gradient_sizes(small, "attributes").items() if size} == {"h2"}
+    assert {name for name, size in gradient_sizes(small, "attributes_prior").items() if size} == {"f", "h2"}
+
+
+def test_attribute_terms_score_known_attributes_alone(small):
+    x, y, _ = example(small)
+    none, every = jnp.zeros((6, 5), bool), jnp.ones((6, 5), bool)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(elbo(small.model, small.params, key, x, y, none).attributes, 0)
+    hidden = elbo(small.model, small.params, key, x, y, none, known=every)
+    assert (hidden.attributes < 0).all()
+    one = elbo(small.model, small.params, key, x, y, none, known=every.at[:, 0].set(False))
+    assert (one.attributes > hidden.attributes).all()
+
+
+def test_examples_do_not_touch_each_other(small):
+    x, y, mask = example(small)
+    keys = jax.random.split(jax.random.key(0), 6)
+    whole = elbo(small.model, small.params, keys, x, y, mask)
+    part = elbo(small.model, small.params, keys[2:4], x[2:4], y[2:4], mask[2:4])
+    for name, values in summary(whole).items():
+        assert values.shape == (6,)
+        np.testing.assert_allclose(summary(part)[name], values[2:4], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(whole.kl, whole.kl_latents.sum(1))
+
+
+def test_loss_is_minus_the_bound_and_the_weighted_attribute_terms_per_pixel(small):
+    x, y, mask = example(small)
+    loss, terms = make_loss(small.model, 0.0, 2.5)(small.params, jax.random.key(0), x, y, mask)
+    gain = terms["bound"] + 2.5 * (terms["attributes"] + terms["attributes_prior"])
+    np.testing.assert_allclose(loss, -gain / (16 * 16 * 3), rtol=1e-6)
+
+
+def test_hidden_attributes_follow_the_rate():
+    mask = jnp.ones((40_000, 9), bool).at[:, 0].set(False)
+    seen = np.asarray(hide_attributes(jax.random.key(0), mask, 0.3))
+    assert not seen[:, 0].any()  # what is unknown stays unknown
+    untouched, empty = seen[:, 1:].all(1).mean(), (~seen[:, 1:]).all(1).mean()
+    # Hidden from 0.3: half of those lose all; of the others a keep probability u ~ U(0, 1) keeps all 8 with
+    # probability 1/9, and none with 1/9.
+    for share, expected in ((untouched, 0.7 + 0.15 / 9), (empty, 0.15 + 0.15 / 9)):
+        assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / len(seen))
+    np.testing.assert_array_equal(hide_attributes(jax.random.key(0), mask, 0.0), mask)

@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""Train a model: `python train.py --model=cmma`. `--help` lists every flag."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from cmma_jax import figures, parallel
+from cmma_jax.checkpoint import RANKED_BY, Checkpoints, open_checkpoints
+from cmma_jax.config import MAY_CHANGE, PRESETS, Config, did_you_mean
+from cmma_jax.data import load_dataset
+from cmma_jax.data.dataset import Dataset, Faces, Spec
+from cmma_jax.errors import InputError
+from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, variational_bound
+from cmma_jax.models import Model, count_parameters, make_model
+from cmma_jax.objectives import make_loss
+from cmma_jax.ppca import fit_conditional_ppca, start_from_ppca
+from cmma_jax.records import open_records
+from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
+
+HELP = """Train a model that makes faces from attributes, and write its run to --run_dir.
+
+  python train.py --model=cmma                                     the embedded faces: a few minutes on 2 cores
+  python train.py --model=cmma --dataset=lfw --data_dir=DIR        Labeled Faces in the Wild
+  python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=paper
+
+Running the same command again goes on where the run stopped. A run holds checkpoints/, config.json,
+metrics.jsonl (a line an epoch), grids/*.png (originals; reconstructions with and without their attributes;
+faces at the prior's mean; random samples) and tensorboard/ (tensorboard --logdir=RUN)."""
+
+CPU_STEPS_PER_CALL = 10  # a step takes a good part of a second there: call often, so that the bar moves
+
+
+def parse(argv: list[str]) -> Config:
+    """Returns the settings of a command line; the preset and the data set say where they start.
+
+    Raises:
+      InputError: one line for an unknown flag or a bad value, with what was meant.
+    """
+    preset, dataset = _peek(argv, "preset", "default"), _peek(argv, "dataset", Config.dataset)
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}{did_you_mean(preset, list(PRESETS))}")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Config, default=PRESETS[preset](dataset), description=HELP, args=argv)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        words = re.sub(r"[─-╿]", " ", said.getvalue()).split("For full helptext")[0]
+        raise InputError(" ".join(words.split()) + " (train.py --help lists every flag)") from None
+
+
+def _peek(argv: list[str], flag: str, otherwise: str) -> str:
+    for i, word in enumerate(argv):
+        if word.startswith(f"--{flag}="):
+            return word.split("=", 1)[1]
+        if word == f"--{flag}" and i + 1 < len(argv):
+            return argv[i + 1]
+    return otherwise
+
+
+def train(config: Config) -> None:
+    """Trains a run to its end, from its last checkpoint if there is one, and prints what came out."""
+    parallel.start_processes(config.coordinator, config.num_processes, config.process_id)
+    parallel.enable_compilation_cache()
+    say = print if jax.process_index() == 0 else lambda *_: None
+    if warning := parallel.warn_unused_gpu():
+        print(f"train.py: warning: {warning}", file=sys.stderr)
+    placement = parallel.place(config.devices, config.parallel, config.batch_size)
+    run = prepare_run(config)
+    data = load_dataset(config.dataset, config.data_dir, kind=config.attributes)
+    if data.train.size < config.batch_size:
+        raise InputError(f"{data.train.size} training faces are fewer than --batch_size={config.batch_size}; "
+                         f"give --batch_size={max(1, data.train.size // 2)}")
+    model = make_model(config, data.spec)
+    steps_per_epoch = data.train.size // config.batch_size
+    optimizer, rate = make_optimizer(config.optimizer, config.learning_rate, config.linear_rate, config.schedule,
+                                     config.warmup_steps, config.clip_norm, steps_per_epoch * config.epochs)
+    state = fresh_state(model, optimizer, config.seed)
+    say(f"{config.model} on {data.spec.dataset}: {data.train.size:,} training faces, {len(data.spec.attributes)} "
+        f"{data.spec.kind} attributes, {count_parameters(state.params):,} parameters, {placement.count} x "
+        f"{jax.devices()[0].device_kind}; run in {run}")
+
+    with open_checkpoints(run / "checkpoints") as checkpoints:
+        if checkpoints.steps():
+            check_same(config, data.spec, checkpoints)
+            state = checkpoints.restore(state)
+            say(f"going on after epoch {int(state.step) // steps_per_epoch} of {config.epochs}")
+        else:
+            if config.linear_path:
+                say("starting from conditional probabilistic PCA ...")
+                ppca = fit_conditional_ppca(data.train, data.spec, config.latent_size)
+                state = state._replace(params=start_from_ppca(state.params, ppca))
+            if jax.process_index() == 0:
+                (run / "config.json").write_text(config.to_json())
+        step = make_step(make_loss(model, config.attribute_dropout, config.attribute_weight), optimizer,
+                         config.seed, config.batch_size, placement)
+        train_epochs(config, data, run, model, make_run(step, placement), rate, state, placement, checkpoints)
+    if jax.process_index() == 0:
+        report(data, run, model, state)
+
+
+def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model, run_steps, rate, state: TrainState,
+                 placement: parallel.Placement, checkpoints: Checkpoints) -> None:
+    """Trains epoch by epoch; after each: the validation bound, records, a checkpoint, now and then a picture."""
+    steps_per_epoch = data.train.size // config.batch_size
+    start = int(state.step) // steps_per_epoch
+    steps_per_call = steps_per_epoch
+    if jax.default_backend() == "cpu":
+        steps_per_call = max(n for n in range(1, CPU_STEPS_PER_CALL + 1) if steps_per_epoch % n == 0)
+    main = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        record = stack.enter_context(open_records(run, start)) if main else lambda _: None
+        bar = stack.enter_context(tqdm(total=steps_per_epoch * config.batch_size * config.epochs, unit=" faces",
+                                       initial=start * steps_per_epoch * config.batch_size, disable=not main,
+                                       mininterval=0.5, dynamic_ncols=True))
+        parts, began = [], time.perf_counter()
+        for state, means in fit(run_steps, state, data.train, placement, steps_per_epoch, config.epochs,
+                                steps_per_call):
+            parts.append(means)
+            bar.update(len(means["loss"]) * config.batch_size)
+            bar.set_description(f"epoch {start + 1}/{config.epochs}", refresh=False)
+            bar.set_postfix_str(f"bound {means['bound'].mean():,.0f}", refresh=False)
+            if sum(len(part["loss"]) for part in parts) < steps_per_epoch:
+                continue
+            seconds, start = time.perf_counter() - began, start + 1
+            here = placement.get(state)
+            train_means = {f"train_{name}": float(np.concatenate([part[name] for part in parts]).mean())
+                           for name in means}
+            measured = variational_bound(model, here.params, data.validation)
+            metrics = {"epoch": start, "step": int(here.step), **train_means,
+                       **{f"validation_{name}": value for name, value in measured.items()},
+                       "learning_rate": float(rate(int(here.step) - 1)),
+                       "faces_per_second": steps_per_epoch * config.batch_size / seconds, "seconds": seconds}
+            record(metrics)
+            last = start == config.epochs
+            if last or start % config.checkpoint_every == 0:
+                checkpoints.save(here, config, data.spec, {RANKED_BY: metrics[RANKED_BY]})
+            if main and (last or start == 1 or start % config.grid_every == 0):
+                save_grid(run / "grids" / f"epoch_{start:04d}.png", model, here.params, data.validation)
+            parts, began = [], time.perf_counter()
+
+
+def fresh_state(model: Model, optimizer, seed: int) -> TrainState:
+    """Returns the state before the first step, a pure function of the seed."""
+
+    @jax.jit
+    def make(key: jax.Array) -> TrainState:
+        params = model.init(key)
+        return TrainState(jax.numpy.int32(0), params, optimizer.init(params))
+
+    return make(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def prepare_run(config: Config) -> pathlib.Path:
+    """Returns the run's folder, made if need be.
+
+    Raises:
+      InputError: it cannot be written to, or it holds a run and --no-resume was given.
+    """
+    run = pathlib.Path(config.run_path())
+    if not config.resume and (run / "config.json").exists():
+        raise InputError(f"{run} already holds a run, which --no-resume will not overwrite; "
+                         "give another --run_dir, or leave --no-resume out to go on with it")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the run's folder {run} ({error.strerror}); give another --run_dir") from error
+    if not os.access(run, os.W_OK):
+        raise InputError(f"the run's folder {run} is not writable; give another --run_dir")
+    return run
+
+
+def check_same(config: Config, spec: Spec, checkpoints: Checkpoints) -> None:
+    """Raises InputError if a run that is there was trained with other settings or on other data."""
+    old, old_spec, _ = checkpoints.facts()
+    for field in dataclasses.fields(Config):
+        before, now = getattr(old, field.name), getattr(config, field.name)
+        if field.name not in MAY_CHANGE and before != now:
+            raise InputError(f"the run in {checkpoints.folder.parent} has --{field.name}={before}, not {now}; give "
+                             f"--{field.name}={before} to go on with it, or another --run_dir")
+    if json.dumps(old_spec.to_json()) != json.dumps(spec.to_json()):
+        raise InputError(f"the run in {checkpoints.folder.parent} was trained on other data ({old_spec.dataset}, "
+                         f"{len(old_spec.attributes)} attributes); give that --data_dir, or another --run_dir")
+
+
+def save_grid(path: pathlib.Path, model: Model, params, faces: Faces, columns: int = 12) -> None:
+    """Writes the picture of a training's progress, on faces spread over the validation set."""
+    rows = np.linspace(0, faces.size - 1, min(columns, faces.size)).astype(int)
+    chosen = jax.tree.map(lambda a: a[rows], faces)
+    figures.save_picture(figures.grid(figures.progress_rows(model, params, chosen)), path)
+
+
+def report(data: Dataset, run: pathlib.Path, model: Model, like: TrainState) -> None:
+    """Prints the best checkpoint's validation bound, where it lies, and what to do next."""
+    with open_checkpoints(run / "checkpoints") as checkpoints:
+        best = checkpoints.best_step()
+        params = checkpoints.restore(like, best).params
+    exact = variational_bound(model, params, data.validation)
+    smooth = variational_bound(model, params, data.validation, as_pixels=dequantised_pixels)
+    print(f"validation bound  {exact['bound']:,.0f} +- {exact['bound_stderr']:,.0f} nats a face "
+          f"({data.validation.size:,} faces, 1 sample of z each; pixels in [0, 1])\n"
+          f"                  {bits_per_dimension(smooth['bound'], data.spec.dimensions):.3f} bits/dim "
+          f"(uniform dequantisation)\n"
+          f"best checkpoint   {run / 'checkpoints' / str(best)}\n"
+          f"pictures          {run / 'grids'}\n"
+          f"next              tensorboard --logdir={run}   or train longer: the same command with --epochs=N")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns its exit code: 2 for bad input, 130 for an interrupt."""
+    try:
+        train(parse(argv))
+    except InputError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntrain.py: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
