@@ -20,7 +20,7 @@ from cmma_jax import figures, parallel
 from cmma_jax.checkpoint import RANKED_BY, Checkpoints, open_checkpoints
 from cmma_jax.config import MAY_CHANGE, PRESETS, Config, did_you_mean
 from cmma_jax.data import load_dataset
-from cmma_jax.data.dataset import Dataset, Faces, Spec
+from cmma_jax.data.dataset import Dataset, Faces, Spec, mirrored
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, variational_bound
 from cmma_jax.models import Model, count_parameters, make_model
@@ -101,12 +101,13 @@ def train(config: Config) -> None:
         else:
             if config.linear_path:
                 say("starting from conditional probabilistic PCA ...")
-                ppca = fit_conditional_ppca(data.train, data.spec, config.latent_size)
+                faces = mirrored(data.train) if config.mirror else data.train
+                ppca = fit_conditional_ppca(faces, data.spec, config.latent_size)
                 state = state._replace(params=start_from_ppca(state.params, ppca))
             if jax.process_index() == 0:
                 (run / "config.json").write_text(config.to_json())
         step = make_step(make_loss(model, config.attribute_dropout, config.attribute_weight), optimizer,
-                         config.seed, config.batch_size, placement)
+                         config.seed, config.batch_size, config.mirror, placement)
         train_epochs(config, data, run, model, make_run(step, placement), rate, state, placement, checkpoints)
     if jax.process_index() == 0:
         report(data, run, model, state)

@@ -51,6 +51,8 @@ class Config:
     linear model, so that training begins at its likelihood."""
     linear_rate: float = 0.02
     """Factor on the updates of those matrices, whose many weights each should move little."""
+    mirror: bool = True
+    """Train on mirrored faces as well, half of the time."""
     attribute_dropout: float = 0.25
     """Fraction of training faces that lose some or all attributes; 0 is the strict paper model."""
     attribute_weight: float = 1.0
@@ -127,7 +129,8 @@ def default(dataset: str) -> Config:
 def paper(dataset: str) -> Config:
     """The paper as it is to be read: Adagrad, f of 800 softplus units, 500 latents, convolutions alone."""
     return Config(preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
-                  schedule="constant", warmup_steps=200, linear_path=False, attribute_dropout=0.0)
+                  schedule="constant", warmup_steps=200, linear_path=False, mirror=False,
+                  attribute_dropout=0.0)
 
 
 PRESETS = {"default": default, "paper": paper}

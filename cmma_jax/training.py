@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cmma_jax.data.dataset import Faces, batch_rows, pixels
+from cmma_jax.data.dataset import Faces, batch_rows, mirror_some, pixels
+from cmma_jax.distributions import split_each
 from cmma_jax.errors import InputError
 from cmma_jax.parallel import Placement
 
@@ -60,7 +61,7 @@ def _named_linear(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: any(getattr(k, "key", "") == "linear" for k in path), params)
 
 
-def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int, batch_size: int,
+def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int, batch_size: int, mirror: bool,
               placement: Placement) -> Callable[[TrainState, Faces], tuple[TrainState, dict]]:
     """Returns step(state, faces) -> (state, means over the batch), a pure function.
 
@@ -72,6 +73,7 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
       optimizer: as optax has them.
       seed: of the order and of the noise.
       batch_size: faces a step, over all devices.
+      mirror: whether each face is mirrored half of the times.
       placement: where it runs.
     """
     noise = jax.random.fold_in(jax.random.key(seed), 1)
@@ -80,7 +82,10 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
         rows = batch_rows(seed, state.step, faces.size, batch_size)
         rows, numbers = placement.share((rows, jnp.arange(batch_size)))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(noise, state.step), numbers)
+        keys, mirror_keys = split_each(keys, 2)
         x, y, mask = pixels(faces.x[rows]), faces.y[rows], faces.mask[rows]
+        if mirror:
+            x = mirror_some(mirror_keys, x)
 
         def mean_loss(params):
             losses, terms = loss(params, keys, x, y, mask)

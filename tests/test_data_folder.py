@@ -53,12 +53,12 @@ def rows(data) -> dict[bytes, tuple]:
     """Returns what belongs to each image, and the part it is in."""
     return {part.x[i].tobytes(): (name, part.y[i].tolist(), part.mask[i].tolist())
             for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
-            for i in range(len(part))}
+            for i in range(part.size)}
 
 
 def test_images_attributes_and_holes_belong_together(folder):
     data = load_folder(folder, 16)
-    assert [len(part) for part in (data.train, data.validation, data.test)] == [16, 2, 2]
+    assert [part.size for part in (data.train, data.validation, data.test)] == [16, 2, 2]
     assert (data.spec.dataset, data.spec.kind, data.spec.attributes) == ("folder", "binary", ("Smiling", "Glasses"))
     found = rows(data)
     for i, name in enumerate(FILES):
@@ -230,7 +230,7 @@ def test_file_outside_of_the_folder(folder, tmp_path_factory):
 
 def test_corrupt_image(folder):
     (folder / FILES[4]).write_bytes((folder / FILES[4]).read_bytes()[:200])
-    refuses(folder, "line 6", "'face04.png' cannot be decoded", "replace the file or drop its row")
+    refuses(folder, "line 6", "'face04.png' cannot be decoded", "replace it or leave it out")
     (folder / FILES[4]).write_text("no image")
     refuses(folder, "line 6", "'face04.png' cannot be decoded")
 

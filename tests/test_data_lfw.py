@@ -103,7 +103,7 @@ def refuses(folder: pathlib.Path, *fragments: str, kind: str = "binary") -> str:
 
 def test_miniature_is_joined_and_split_by_row(folder):
     data = load_lfw(folder)
-    assert [len(part) for part in (data.train, data.validation, data.test)] == [12, 4, 4]
+    assert [part.size for part in (data.train, data.validation, data.test)] == [12, 4, 4]
     assert data.spec.attributes == ATTRIBUTES
     assert (data.spec.dataset, data.spec.kind) == ("lfw", "binary")
     expected = np.stack([np.asarray(Image.open(face(folder, row))) for row in range(ROWS)])
@@ -312,7 +312,7 @@ def test_mat_files_that_are_not_lfwa(folder):
     refuses(folder, lfw.BINARY, "no field 'AttrName'", "get the file again")
     write_mat(path, label[:, :2])
     refuses(folder, lfw.BINARY, "[20, 2]", "expected [20, 3]", "get the file again")
-    write_mat(path, label, label=np.where(np.arange(ROWS)[:, None] == 4, 2.0, label))
+    write_mat(path, np.where(np.arange(ROWS)[:, None] == 4, 2, label))
     refuses(folder, lfw.BINARY, "row 5, attribute 'Male' is 2", "expected 0 or 1", "get the file again")
     path.write_bytes(path.read_bytes()[:300])
     refuses(folder, lfw.BINARY, "is corrupt", "delete it and download it again")

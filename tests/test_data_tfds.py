@@ -159,14 +159,14 @@ def test_a_set_is_prepared_where_there_is_a_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds_builder.urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
     data = load_tfds("registered", tmp_path, 16)
-    assert len(data.train) == 8 and list(tmp_path.glob("registered/1.0.0/*.array_record-*"))
+    assert data.train.size == 8 and list(tmp_path.glob("registered/1.0.0/*.array_record-*"))
 
 
 def test_broken_files(tmp_path):
     prepare(tmp_path)
     shard, = tmp_path.glob("fake_celeb_a/1.0.0/*validation*")
     data = shard.read_bytes()
-    for content in (b"", data[:len(data) // 2], data[:80_000] + bytes(1000) + data[81_000:]):
+    for content in (b"", data[:len(data) // 2], bytes(1000) + data[1000:]):
         shard.write_bytes(content)
         refuses("fake_celeb_a", tmp_path, "split validation, cannot be read", "prepare it again")
     shard.unlink()

@@ -58,7 +58,9 @@ def check_equal(actual, expected):
 @pytest.fixture(params=["cpu", "default"])
 def form(request, monkeypatch):
     """Have the layers take this form of each of their maps, whatever the platform."""
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, **forms: forms[request.param](*arguments))
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *arguments, **forms: forms[request.param](*arguments)
+    )
 
 
 @both

@@ -119,6 +119,17 @@ def batch_rows(seed: int | jax.Array, step: int | jax.Array, size: int, batch_si
     return jax.lax.dynamic_slice_in_dim(order, batch * batch_size, batch_size)
 
 
+def mirrored(faces: Faces) -> Faces:
+    """Returns every face and its mirror image, which has the same attributes: twice the rows, on the host."""
+    return Faces(np.concatenate([faces.x, faces.x[:, :, ::-1]]), *(np.concatenate([a, a]) for a in faces[1:]))
+
+
+def mirror_some(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Mirrors half of the faces, at random; keys: [B], x: [B, H, W, 3]."""
+    heads = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(heads[:, None, None, None], x[:, :, ::-1], x)
+
+
 def pixels(x: jax.Array) -> jax.Array:
     """Returns uint8 faces as float32 in [0, 1]."""
     return x.astype(jnp.float32) / 255

@@ -131,7 +131,7 @@ def read_image(source: pathlib.Path | BinaryIO, name: str, image_size: int) -> n
             face, pixels = None, f"more than {LARGEST}"
         except Exception as error:  # a corrupt file makes Pillow's decoders raise almost anything
             raise InputError(f"{name} cannot be decoded ({one_line(error)}); expected an image that Pillow reads: "
-                             "replace the file or drop its row") from error
+                             "replace it or leave it out") from error
     if face is None:
         raise InputError(f"{name} is too large: {pixels} pixels; expected at most {LARGEST}: scale it down")
     return face
@@ -235,7 +235,7 @@ def _number(cell: str, where: str) -> float:
         value = WORDS[cell.lower()] if cell.lower() in WORDS else float(cell)
     except ValueError:
         value = math.nan
-    if not abs(value) <= np.finfo(np.float32).max:
+    if not abs(value) <= float(np.finfo(np.float32).max):
         raise InputError(f"{where}: {cell!r} is not a finite number; expected a number or true/false: mend it, or "
                          "leave the cell empty if the attribute is unknown")
     return value

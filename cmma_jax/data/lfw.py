@@ -213,7 +213,7 @@ def _number(cell: str) -> float:
         value = float(cell)
     except ValueError:
         return np.nan
-    return value if abs(value) <= np.finfo(np.float32).max else np.nan
+    return value if abs(value) <= float(np.finfo(np.float32).max) else np.nan
 
 
 def _refuse_repeated(path: pathlib.Path, unit: str, keys: Iterable[tuple[int, str]]) -> None:

@@ -173,11 +173,9 @@ def _read_split(where: str, builder: tfds.core.DatasetBuilder, split: str, attri
         y = np.empty((len(source), len(attributes)), np.float32)
         for i in tqdm.trange(len(source), desc=f"reading {split}", disable=None):
             example = source[i]
-            x[i] = read_image(io.BytesIO(example["image"]), f"{where}: image {i} of {split}", image_size)
+            x[i] = read_image(io.BytesIO(example["image"]), f"image {i}", image_size)
             y[i] = [example["attributes"][name] for name in attributes]
-    except InputError:
-        raise
-    except Exception as error:  # another file format, a missing or corrupt file
+    except Exception as error:  # another file format, a missing or corrupt file, a corrupt image
         raise InputError(f"{where}, split {split}, cannot be read ({_first_line(error)}); expected whole {FORMAT} "
                          "files: delete the set and prepare it again") from error
     wrong = np.argwhere(~np.isfinite(y))
