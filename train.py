@@ -128,8 +128,8 @@ def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model,
                                        initial=start * steps_per_epoch * config.batch_size, disable=not main,
                                        mininterval=0.5, dynamic_ncols=True))
         parts, began = [], time.perf_counter()
-        for state, means in fit(run_steps, state, data.train, placement, steps_per_epoch, config.epochs,
-                                steps_per_call):
+        for now, means in fit(run_steps, state, data.train, placement, steps_per_epoch, config.epochs,
+                              steps_per_call):
             parts.append(means)
             bar.update(len(means["loss"]) * config.batch_size)
             bar.set_description(f"epoch {start + 1}/{config.epochs}", refresh=False)
@@ -137,7 +137,7 @@ def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model,
             if sum(len(part["loss"]) for part in parts) < steps_per_epoch:
                 continue
             seconds, start = time.perf_counter() - began, start + 1
-            here = placement.get(state)
+            here = placement.get(now)
             train_means = {f"train_{name}": float(np.concatenate([part[name] for part in parts]).mean())
                            for name in means}
             measured = variational_bound(model, here.params, data.validation)

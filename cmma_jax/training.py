@@ -58,7 +58,8 @@ def make_optimizer(name: str, learning_rate: float, linear_rate: float, schedule
 
 
 def _named_linear(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: any(getattr(k, "key", "") == "linear" for k in path), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: any(getattr(key, "key", "") == "linear" for key in path),
+                                            params)
 
 
 def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int, batch_size: int, mirror: bool,

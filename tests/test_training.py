@@ -1,0 +1,132 @@
+"""Steps: against a hand-written optimiser, on several devices, and stopped and started again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cmma_jax import parallel
+from cmma_jax.data.dataset import mirror_some
+from cmma_jax.errors import InputError
+from cmma_jax.objectives import make_loss
+from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
+
+STEPS_PER_EPOCH = 6
+
+
+def start(small, optimizer):
+    params = jax.tree.map(jnp.array, small.params)
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def train(small, devices=1, how="pmap", epochs=4, state=None, loss=None, calls=3):
+    """24 steps of training, all but the first 4 at the full rate."""
+    optimizer, _ = make_optimizer("adagrad", 0.05, 0.1, "constant", 4, 1.0, 24)
+    state = start(small, optimizer) if state is None else state
+    placement = parallel.place(devices, how, small.config.batch_size)
+    loss = loss or make_loss(small.model, 0.3, 1.0)
+    run = make_run(make_step(loss, optimizer, 5, small.config.batch_size, True, placement), placement)
+    every = []
+    for now, means in fit(run, state, small.data.train, placement, STEPS_PER_EPOCH, epochs, calls):
+        last = jax.tree.map(np.asarray, placement.get(now))
+        every.append(means)
+    return last, {name: np.concatenate([means[name] for means in every]) for name in every[0]}
+
+
+@pytest.fixture(scope="module")
+def one_device(small):
+    return train(small)
+
+
+def assert_close(a, b, tolerance=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance), a, b)
+
+
+def test_training_raises_the_bound(one_device):
+    _, means = one_device
+    assert means["bound"][-6:].mean() > means["bound"][:6].mean() + 20
+    assert len(means["loss"]) == 24
+
+
+@pytest.mark.parametrize("how", ["pmap", "mesh"])
+@pytest.mark.parametrize("devices", [2, 4])
+def test_several_devices_train_the_same_model_as_one(small, one_device, how, devices):
+    state, means = train(small, devices, how)
+    assert_close(state.params, one_device[0].params, 2e-6)
+    np.testing.assert_allclose(means["bound"], one_device[1]["bound"], rtol=1e-5)
+
+
+def test_calls_of_any_length_take_the_same_steps(small, one_device):
+    state, means = train(small, calls=2)
+    assert_close(state.params, one_device[0].params, 0)
+    np.testing.assert_array_equal(means["loss"], one_device[1]["loss"])
+
+
+def test_half_the_epochs_and_then_the_rest_are_the_whole_bit_for_bit(small, one_device):
+    half, first = train(small, epochs=2)
+    whole, second = train(small, epochs=4, state=half)
+    assert int(half.step) == 12 and int(whole.step) == 24
+    assert_close(whole, one_device[0], 0)
+    np.testing.assert_array_equal(np.concatenate([first["loss"], second["loss"]]), one_device[1]["loss"])
+
+
+def test_a_loss_that_is_not_finite_names_its_step(small):
+    def loss(params, keys, x, y, mask):
+        losses, terms = make_loss(small.model, 0.0, 1.0)(params, keys, x, y, mask)
+        return losses + jnp.where((params["f"]["mean"]["bias"][0] != small.params["f"]["mean"]["bias"][0]),
+                                  jnp.nan, 0.0), terms
+
+    with pytest.raises(InputError, match=r"nan at step 2.*--learning_rate"):
+        train(small, loss=loss)
+
+
+def test_adagrad_is_torchs():
+    """Accumulator from 0, update g / (sqrt(sum of g^2) + eps): the first step is the learning rate itself."""
+    optimizer, rate = make_optimizer("adagrad", 0.1, 1.0, "constant", 0, 1e9, 100)
+    params, total = jnp.asarray([1.0, -2.0]), np.zeros(2)
+    state, expected = optimizer.init(params), np.asarray([1.0, -2.0])
+    for i in range(5):
+        gradient = np.asarray([0.01 * (i + 1), -3.0])
+        updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        total += gradient**2
+        expected = expected - 0.1 * gradient / (np.sqrt(total) + 1e-10)
+        np.testing.assert_allclose(params, expected, rtol=1e-5)
+        assert float(rate(i)) == pytest.approx(0.1)
+
+
+def test_learning_rate_warms_up_and_falls():
+    _, rate = make_optimizer("adam", 1e-3, 1.0, "cosine", 10, 1.0, 110)
+    values = np.asarray([float(rate(i)) for i in range(111)])
+    np.testing.assert_allclose(values[:10], 1e-4 + np.arange(10) * 9e-5, rtol=1e-5)
+    assert values.argmax() == 10 and values[10] == pytest.approx(1e-3) and values[110] == pytest.approx(0, abs=1e-9)
+    assert values[60] == pytest.approx(5e-4, rel=1e-3)
+
+
+def test_linear_matrices_move_by_their_own_rate():
+    params = {"h": {"linear": {"kernel": jnp.ones(3)}, "mean": {"kernel": jnp.ones(3)}}}
+    optimizer, _ = make_optimizer("adam", 0.1, 0.02, "constant", 0, 1e9, 10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["h"]["linear"]["kernel"], 0.02 * updates["h"]["mean"]["kernel"], rtol=1e-6)
+
+
+def test_gradients_are_clipped_before_the_optimiser_sees_them():
+    optimizer, _ = make_optimizer("adagrad", 1.0, 1.0, "constant", 0, 1.0, 10)
+    params = jnp.zeros(2)
+    _, state = optimizer.update(jnp.asarray([3e5, 4e5]), optimizer.init(params), params)
+    sums = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
+    np.testing.assert_allclose(sums[0], [0.36, 0.64], rtol=1e-5)
+
+
+def test_half_of_the_faces_are_mirrored():
+    x = jnp.arange(2.0)[None, None, :, None] * jnp.ones((4000, 1, 1, 3))
+    turned = np.asarray(mirror_some(jax.random.split(jax.random.key(0), 4000), x))[:, 0, 0, 0]
+    assert set(turned) == {0.0, 1.0}
+    assert abs(turned.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+@pytest.mark.parametrize("devices, batch, words", [(8, 16, "sees 4"), (3, 16, "not divided by 3 devices")])
+def test_devices_that_are_not_there_or_do_not_divide_the_batch(devices, batch, words):
+    with pytest.raises(InputError, match=words):
+        parallel.place(devices, "pmap", batch)
