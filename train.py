@@ -109,8 +109,7 @@ def train(config: Config) -> None:
         step = make_step(make_loss(model, config.attribute_dropout, config.attribute_weight), optimizer,
                          config.seed, config.batch_size, config.mirror, placement)
         train_epochs(config, data, run, model, make_run(step, placement), rate, state, placement, checkpoints)
-    if jax.process_index() == 0:
-        report(data, run, model, state)
+        report(data, run, model, state, checkpoints, say)
 
 
 def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model, run_steps, rate, state: TrainState,
@@ -204,20 +203,19 @@ def save_grid(path: pathlib.Path, model: Model, params, faces: Faces, columns: i
     figures.save_picture(figures.grid(figures.progress_rows(model, params, chosen)), path)
 
 
-def report(data: Dataset, run: pathlib.Path, model: Model, like: TrainState) -> None:
+def report(data: Dataset, run: pathlib.Path, model: Model, like: TrainState, checkpoints: Checkpoints, say) -> None:
     """Prints the best checkpoint's validation bound, where it lies, and what to do next."""
-    with open_checkpoints(run / "checkpoints") as checkpoints:
-        best = checkpoints.best_step()
-        params = checkpoints.restore(like, best).params
+    best = checkpoints.best_step()
+    params = checkpoints.restore(like, best).params
     exact = variational_bound(model, params, data.validation)
     smooth = variational_bound(model, params, data.validation, as_pixels=dequantised_pixels)
-    print(f"validation bound  {exact['bound']:,.0f} +- {exact['bound_stderr']:,.0f} nats a face "
-          f"({data.validation.size:,} faces, 1 sample of z each; pixels in [0, 1])\n"
-          f"                  {bits_per_dimension(smooth['bound'], data.spec.dimensions):.3f} bits/dim "
-          f"(uniform dequantisation)\n"
-          f"best checkpoint   {run / 'checkpoints' / str(best)}\n"
-          f"pictures          {run / 'grids'}\n"
-          f"next              tensorboard --logdir={run}   or train longer: the same command with --epochs=N")
+    say(f"validation bound  {exact['bound']:,.0f} +- {exact['bound_stderr']:,.0f} nats a face "
+        f"({data.validation.size:,} faces, 1 sample of z each; pixels in [0, 1])\n"
+        f"                  {bits_per_dimension(smooth['bound'], data.spec.dimensions):.3f} bits/dim "
+        f"(uniform dequantisation)\n"
+        f"best checkpoint   {run / 'checkpoints' / str(best)}\n"
+        f"pictures          {run / 'grids'}\n"
+        f"next              tensorboard --logdir={run}   or train longer: the same command with --epochs=N")
 
 
 def main(argv: list[str]) -> int:

@@ -30,6 +30,7 @@ class Checkpoints(NamedTuple):
 
     def best_step(self) -> int | None:
         """Returns the step with the best validation bound, None where there is no checkpoint."""
+        self.manager.wait_until_finished()
         return self.manager.best_step()
 
     def save(self, state: Any, config: Config, spec: Spec, metrics: dict[str, float]) -> None:

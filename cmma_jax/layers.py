@@ -3,8 +3,8 @@
 Both equal Flax Linen's ``nn.Conv(O, (4, 4), strides=(2, 2), padding="SAME")`` and ``nn.ConvTranspose`` of the
 same arguments, in value and in every gradient, and take the same parameters. On GPU and TPU they are XLA's own
 convolutions. On CPU XLA's forward convolution is fast, but the two that its gradient needs are not: inside a
-lax.scan the one with a dilated input took 3 to 5 times a forward one, the kernel's gradient more than 30 times (most
-layers 200). So the three linear maps below each have a CPU form built of what is fast there, and the layers'
+lax.scan the one with a dilated input took 3 to 5 times a forward one for most layers, the kernel's gradient 30
+to 250 times. So the three linear maps below each have a CPU form built of what is fast there, and the layers'
 gradients are written in these maps:
 
     down(x, k)[i, j]    = sum over s, t of  x[2i + s - 1, 2j + t - 1] k[s, t]      (x is 0 outside its bounds)
