@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import pathlib
 import re
 import sys
@@ -79,11 +78,15 @@ def train(config: Config) -> None:
     if warning := parallel.warn_unused_gpu():
         print(f"train.py: warning: {warning}", file=sys.stderr)
     placement = parallel.place(config.devices, config.parallel, config.batch_size)
-    run = prepare_run(config)
-    data = load_dataset(config.dataset, config.data_dir, kind=config.attributes)
+    run = pathlib.Path(config.run_path())
+    if not config.resume and (run / "config.json").exists():
+        raise InputError(f"{run} already holds a run, which --no-resume will not overwrite; "
+                         "give another --run_dir, or leave --no-resume out to go on with it")
+    data = load_dataset(config.dataset, config.data_dir, kind=config.attributes, image_size=config.image_size)
     if data.train.size < config.batch_size:
         raise InputError(f"{data.train.size} training faces are fewer than --batch_size={config.batch_size}; "
                          f"give --batch_size={max(1, data.train.size // 2)}")
+    make_run_folder(run)
     model = make_model(config, data.spec)
     steps_per_epoch = data.train.size // config.batch_size
     optimizer, rate = make_optimizer(config.optimizer, config.learning_rate, config.linear_rate, config.schedule,
@@ -164,23 +167,15 @@ def fresh_state(model: Model, optimizer, seed: int) -> TrainState:
     return make(jax.random.fold_in(jax.random.key(seed), 0))
 
 
-def prepare_run(config: Config) -> pathlib.Path:
-    """Returns the run's folder, made if need be.
-
-    Raises:
-      InputError: it cannot be written to, or it holds a run and --no-resume was given.
-    """
-    run = pathlib.Path(config.run_path())
-    if not config.resume and (run / "config.json").exists():
-        raise InputError(f"{run} already holds a run, which --no-resume will not overwrite; "
-                         "give another --run_dir, or leave --no-resume out to go on with it")
+def make_run_folder(run: pathlib.Path) -> None:
+    """Makes a run's folder; raises InputError if it cannot be written to."""
     try:
         run.mkdir(parents=True, exist_ok=True)
+        (run / ".writable").touch()
+        (run / ".writable").unlink()
     except OSError as error:
-        raise InputError(f"cannot make the run's folder {run} ({error.strerror}); give another --run_dir") from error
-    if not os.access(run, os.W_OK):
-        raise InputError(f"the run's folder {run} is not writable; give another --run_dir")
-    return run
+        raise InputError(f"cannot write to the run's folder {run} ({error.strerror}); give another --run_dir"
+                         ) from error
 
 
 def check_same(config: Config, spec: Spec, checkpoints: Checkpoints) -> None:

@@ -40,7 +40,7 @@ class Checkpoints(NamedTuple):
         background and ends at the latest when the folder is closed.
         """
         facts = {"config": json.loads(config.to_json()), "spec": spec.to_json(), "metrics": metrics}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(jax.tree.map(np.asarray, state)),
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(jax.tree.map(np.asarray, state)),
                                    facts=ocp.args.JsonSave(facts))
         self.manager.save(int(state.step), args=items, metrics=metrics)
 
@@ -50,10 +50,18 @@ class Checkpoints(NamedTuple):
         Raises:
           InputError: there is no checkpoint, or it does not fit `like`.
         """
+        return self._restore(like, step, partial=False)
+
+    def restore_params(self, like: Any, step: int | None = None) -> Any:
+        """Returns a step's parameters alone, in the structure of `like`; raises as `restore`."""
+        return self._restore({"params": like}, step, partial=True)["params"]
+
+    def _restore(self, like: Any, step: int | None, partial: bool) -> Any:
         step = self._step(step)
         target = jax.tree.map(lambda a: np.empty(np.shape(a), a.dtype), like)
+        args = ocp.args.PyTreeRestore(target, partial_restore=partial)
         try:
-            return self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+            return self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except (ValueError, KeyError, OSError) as error:
             raise InputError(f"checkpoint {self.folder / str(step)} cannot be restored "
                              f"({str(error).splitlines()[0]}); delete that folder to use the one before it") from error
@@ -76,7 +84,7 @@ def open_checkpoints(folder: pathlib.Path) -> Iterator[Checkpoints]:
 
     It must be a `with` block: without the close at its end a save in the background would be lost.
     """
-    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of each of its steps at level INFO
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of each of its steps
     keep = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(
         best_fn=lambda metrics: metrics[RANKED_BY],

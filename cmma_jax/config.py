@@ -22,6 +22,8 @@ class Config:
     """Folder of the data set's files; synthetic needs none."""
     attributes: Literal["binary", "real"] = "binary"
     """For lfw: binary labels (LFWA+), or real-valued scores (Kumar et al.), standardised."""
+    image_size: int = 64
+    """Height and width of the faces, a multiple of 16; synthetic and lfw have 64."""
     run_dir: str = ""
     """Where checkpoints and records go; empty: runs/<model>-<dataset>."""
 
@@ -78,8 +80,8 @@ class Config:
     """Epochs between pictures of originals, reconstructions and samples."""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "learning_rate", "clip_norm", "latent_size", "width", "prior_hidden",
-                    "num_processes", "checkpoint_every", "grid_every")
+        positive = ("image_size", "epochs", "batch_size", "learning_rate", "clip_norm", "latent_size", "width",
+                    "prior_hidden", "num_processes", "checkpoint_every", "grid_every")
         for name in positive:
             _check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         for name in ("warmup_steps", "attribute_weight", "seed", "devices", "process_id", "linear_rate"):

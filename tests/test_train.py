@@ -1,0 +1,230 @@
+"""train.py as a person runs it: to its end, hurt and started again, in two processes, and given bad input."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+import train
+from cmma_jax.checkpoint import open_checkpoints
+from cmma_jax.config import PRESETS, Config
+from cmma_jax.errors import InputError
+from cmma_jax.records import read_metrics
+
+ROOT = pathlib.Path(train.__file__).parent
+TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1"]
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory) -> pathlib.Path:
+    """A folder of 60 pictures of 16x16 whose attributes show; 40 train."""
+    folder, rng = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
+    with open(folder / "attributes.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "Red", "Striped", "split"])
+        for i in range(60):
+            red, striped = i % 2, i // 2 % 2
+            x = rng.normal(100, 15, (16, 16, 3))
+            x[..., 0] += 80 * red
+            x[::4] += 60 * striped
+            Image.fromarray(np.clip(x, 0, 255).astype(np.uint8)).save(folder / f"{i:02d}.png")
+            rows.writerow([f"{i:02d}.png", red, striped, "train" if i < 40 else "validation" if i < 50 else "test"])
+    return folder
+
+
+def arguments(faces, run, *more):
+    return [*TINY, f"--data_dir={faces}", f"--run_dir={run}", "--batch_size=8", *more]
+
+
+def start(args, **env):
+    return subprocess.Popen([sys.executable, "train.py", *args], cwd=ROOT, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, env={**os.environ, "XLA_FLAGS": "", **env})
+
+
+def last_state(run):
+    with open_checkpoints(run / "checkpoints") as checkpoints:
+        step = checkpoints.steps()[-1]
+        return step, checkpoints.manager.restore(step)["state"]
+
+
+def comparable(run):
+    timing = ("seconds", "faces_per_second")
+    return [{k: v for k, v in record.items() if k not in timing} for record in read_metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(faces, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "whole"
+    assert train.main(arguments(faces, run, "--epochs=8")) == 0
+    return run
+
+
+def test_a_run_leaves_its_public_files(undisturbed, faces, capsys):
+    assert train.main(arguments(faces, undisturbed, "--epochs=8")) == 0  # finished: says so, and does nothing
+    said = capsys.readouterr().out
+    for words in ("validation bound", "nats", "bits/dim", "checkpoints", "next", "going on after epoch 8 of 8"):
+        assert words in said
+    records = read_metrics(undisturbed)
+    assert [record["epoch"] for record in records] == list(range(1, 9))
+    assert {"train_bound", "validation_bound", "validation_kl", "validation_reconstruction", "learning_rate",
+            "validation_active_latents", "faces_per_second", "validation_bound_stderr"} <= set(records[0])
+    assert Config.from_json((undisturbed / "config.json").read_text()).latent_size == 4
+    assert sorted(p.name for p in (undisturbed / "grids").iterdir()) == [
+        "epoch_0001.png", "epoch_0005.png", "epoch_0008.png"]
+    with Image.open(undisturbed / "grids" / "epoch_0008.png") as grid:
+        assert grid.size == (2 + 10 * 18, 2 + 5 * 18)
+    assert list((undisturbed / "tensorboard").glob("events*"))
+
+
+def test_evaluate_prints_what_training_recorded(undisturbed, capsys):
+    best = max(read_metrics(undisturbed), key=lambda record: record["validation_bound"])
+    assert evaluate.main([f"--run={undisturbed}"]) == 0
+    said = capsys.readouterr().out
+    assert f"bound           {best['validation_bound']:,.0f} +-" in said and f"step {best['step']}" in said
+    assert evaluate.main(["--run=/nowhere"]) == 2
+    assert "no run in /nowhere" in capsys.readouterr().err
+
+
+def test_killed_and_started_again_a_run_ends_the_same_bit_for_bit(undisturbed, faces, tmp_path):
+    run = tmp_path / "hurt"
+    process = start(arguments(faces, run, "--epochs=8"))
+    deadline = time.monotonic() + 120
+    while len(read_metrics(run)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 3 <= len(read_metrics(run)) < 8, "it should have been killed midway"
+    assert train.main(arguments(faces, run, "--epochs=8")) == 0
+    (step, state), (expected_step, expected) = last_state(run), last_state(undisturbed)
+    assert step == expected_step == 40
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert comparable(run) == comparable(undisturbed)
+
+
+def test_two_processes_train_the_same_model_as_one(faces, tmp_path):
+    more = ["--epochs=4", "--devices=0", "--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    assert train.main(arguments(faces, tmp_path / "one", "--epochs=4")) == 0
+    step, expected = last_state(tmp_path / "one")
+    assert step == 20
+    for how in ("pmap", "mesh"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        args = arguments(faces, tmp_path / how, f"--parallel={how}", *(m.format(port=port) for m in more))
+        args.remove("--devices=1")
+        processes = [start([*args, f"--process_id={i}"]) for i in range(2)]
+        said = [process.communicate(timeout=240)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5),
+                     last_state(tmp_path / how)[1]["params"], expected["params"])
+        assert len(read_metrics(tmp_path / how)) == 4
+
+
+BAD = {
+    "unknown flag": (["--latent_siz=3"], ["latent_siz", "--latent-size"]),
+    "unknown preset": (["--preset=papr"], ["papr", "did you mean 'paper'"]),
+    "unknown model": (["--model=cmaa"], ["cmaa", "cmma"]),
+    "not a number": (["--epochs=many"], ["many", "epochs"]),
+    "out of range": (["--attribute_dropout=2"], ["--attribute_dropout=2", "0 to 1"]),
+    "not a number at all": (["--learning_rate=nan"], ["--learning_rate=nan", "above 0"]),
+    "unknown data set": (["--dataset=lwf"], ["lwf", "did you mean 'lfw'"]),
+    "wrong folder": (["--dataset=folder", "--data_dir=/nowhere"], ["/nowhere"]),
+    "fewer faces than a batch": (["--batch_size=41"], ["40 training faces", "--batch_size=41", "--batch_size=20"]),
+    "batch that the devices do not divide": (["--devices=3"], ["--batch_size=8", "3 devices", "--batch_size=6"]),
+    "more devices than there are": (["--devices=64", "--batch_size=64"], ["--devices=64", "sees 4"]),
+    "processes without a coordinator": (["--num_processes=2"], ["--coordinator"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, faces, tmp_path, capsys):
+    flags, words = BAD[name]
+    run = tmp_path / "run"
+    assert train.main(arguments(faces, run, *flags)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("train.py: error: "), error
+    for word in words:
+        assert word in error[0]
+    assert not run.exists()
+
+
+def test_a_run_folder_that_cannot_be_written_to(faces, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert train.main(arguments(faces, tmp_path / "file" / "run")) == 2
+    assert "cannot write to the run's folder" in capsys.readouterr().err
+
+
+def test_no_resume_refuses_to_touch_a_run(undisturbed, faces, capsys):
+    before = comparable(undisturbed)
+    assert train.main(arguments(faces, undisturbed, "--no-resume")) == 2
+    assert "--no-resume will not overwrite" in capsys.readouterr().err
+    assert comparable(undisturbed) == before
+
+
+def test_a_run_of_other_settings_is_named(undisturbed, faces, capsys):
+    assert train.main(arguments(faces, undisturbed, "--latent_size=5")) == 2
+    assert "--latent_size=4, not 5" in capsys.readouterr().err
+
+
+def test_a_run_on_other_data_is_refused(undisturbed, faces, tmp_path, capsys):
+    text = (faces / "attributes.csv").read_text().replace("Striped", "Dotted")
+    (tmp_path / "attributes.csv").write_text(text)
+    for path in faces.glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert train.main(arguments(tmp_path, undisturbed, "--epochs=8")) == 2
+    assert "trained on other data" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(undisturbed, faces, tmp_path, capsys,
+                                                                            monkeypatch):
+    run = tmp_path / "run"
+    assert train.main(arguments(faces, run, "--epochs=2", "--schedule=constant")) == 0
+    step, before = last_state(run)
+    make_loss = train.make_loss
+
+    def broken(*args):
+        loss = make_loss(*args)
+        return lambda *a: jax.tree.map(lambda v: v * np.nan, loss(*a))
+
+    monkeypatch.setattr(train, "make_loss", broken)
+    capsys.readouterr()
+    assert train.main(arguments(faces, run, "--epochs=3", "--schedule=constant")) == 2
+    error = capsys.readouterr().err
+    assert "the loss was nan at step 11" in error and "--learning_rate" in error
+    assert last_state(run)[0] == step == 10
+    jax.tree.map(np.testing.assert_array_equal, last_state(run)[1], before)
+
+
+def test_presets_and_flags():
+    assert train.parse([]) == PRESETS["default"]("synthetic")
+    paper = train.parse(["--preset=paper", "--dataset", "lfw", "--learning_rate=0.03"])
+    assert (paper.optimizer, paper.epochs, paper.learning_rate, paper.linear_path) == ("adagrad", 500, 0.03, False)
+    assert paper.run_path() == "runs/cmma-lfw"
+    assert Config.from_json(paper.to_json()) == paper
+
+
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"latent_sise": 3}), json.dumps({"epochs": -1})])
+def test_a_damaged_config_is_named(text):
+    with pytest.raises(InputError):
+        Config.from_json(text)
+
+
+def test_help_lists_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse(["--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    for flag in ("model", "preset", "dataset", "data", "run", "epochs", "batch", "learning", "latent", "width", "seed",
+                 "devices", "resume"):
+        assert f"--{flag}" in said
