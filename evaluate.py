@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import tyro
 
-from cmma_jax import parallel
+from cmma_jax import figures, parallel
 from cmma_jax.checkpoint import open_checkpoints
 from cmma_jax.data import load_dataset
 from cmma_jax.errors import InputError
@@ -27,6 +27,9 @@ class Arguments:
     """Which faces; the best checkpoint was chosen on validation."""
     data_dir: str = ""
     """Folder of the data set's files; empty: where the run found them."""
+    picture: str = ""
+    """Also write a PNG of these faces: originals; reconstructions with and without their attributes; faces at the
+    prior's mean for the attributes; random samples for them."""
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -45,6 +48,8 @@ def evaluate(arguments: Arguments) -> None:
         model = make_model(config, spec)
         params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), best)
     faces = getattr(data, arguments.split)
+    if arguments.picture:
+        figures.save_picture(figures.progress(model, params, faces), pathlib.Path(arguments.picture))
     exact = variational_bound(model, params, faces)
     smooth = variational_bound(model, params, faces, as_pixels=dequantised_pixels)
     print(f"{config.model} on {spec.dataset}, {arguments.split}, {faces.size:,} faces, step {best}, 1 sample of z\n"

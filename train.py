@@ -19,7 +19,7 @@ from cmma_jax import figures, parallel
 from cmma_jax.checkpoint import RANKED_BY, Checkpoints, open_checkpoints
 from cmma_jax.config import MAY_CHANGE, PRESETS, Config, did_you_mean
 from cmma_jax.data import load_dataset
-from cmma_jax.data.dataset import Dataset, Faces, Spec, mirrored
+from cmma_jax.data.dataset import Dataset, Spec, mirrored
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, variational_bound
 from cmma_jax.models import Model, count_parameters, make_model
@@ -152,7 +152,8 @@ def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model,
             if last or start % config.checkpoint_every == 0:
                 checkpoints.save(here, config, data.spec, {RANKED_BY: metrics[RANKED_BY]})
             if main and (last or start == 1 or start % config.grid_every == 0):
-                save_grid(run / "grids" / f"epoch_{start:04d}.png", model, here.params, data.validation)
+                picture = figures.progress(model, here.params, data.validation)
+                figures.save_picture(picture, run / "grids" / f"epoch_{start:04d}.png")
             parts, began = [], time.perf_counter()
 
 
@@ -189,13 +190,6 @@ def check_same(config: Config, spec: Spec, checkpoints: Checkpoints) -> None:
     if json.dumps(old_spec.to_json()) != json.dumps(spec.to_json()):
         raise InputError(f"the run in {checkpoints.folder.parent} was trained on other data ({old_spec.dataset}, "
                          f"{len(old_spec.attributes)} attributes); give that --data_dir, or another --run_dir")
-
-
-def save_grid(path: pathlib.Path, model: Model, params, faces: Faces, columns: int = 12) -> None:
-    """Writes the picture of a training's progress, on faces spread over the validation set."""
-    rows = np.linspace(0, faces.size - 1, min(columns, faces.size)).astype(int)
-    chosen = jax.tree.map(lambda a: a[rows], faces)
-    figures.save_picture(figures.grid(figures.progress_rows(model, params, chosen)), path)
 
 
 def report(data: Dataset, run: pathlib.Path, model: Model, like: TrainState, checkpoints: Checkpoints, say) -> None:

@@ -32,12 +32,18 @@ def save_picture(picture: Image.Image, path: pathlib.Path) -> None:
     temporary.replace(path)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def progress_rows(model: Model, params: Params, faces: Faces) -> list[jax.Array]:
-    """Returns the rows of a training's picture: originals, reconstructions from q(z|x, y) and from q(z|x),
+def progress(model: Model, params: Params, faces: Faces, columns: int = 12) -> Image.Image:
+    """Returns the picture of a training's progress, on faces spread over a set.
 
-    faces at the prior's mean for the same attributes, and random samples for them.
+    Its rows: originals, reconstructions from q(z|x, y) and from q(z|x), faces at the prior's mean for the
+    same attributes, and a random sample for each.
     """
+    rows = np.linspace(0, faces.size - 1, min(columns, faces.size)).astype(int)
+    return grid(_progress_rows(model, params, jax.tree.map(lambda a: a[rows], faces)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _progress_rows(model: Model, params: Params, faces: Faces) -> list[jax.Array]:
     x, y, mask = pixels(faces.x), faces.y, faces.mask
     return [x, sampling.reconstruct(model, params, x, y, mask),
             sampling.reconstruct(model, params, x, y, jnp.zeros_like(mask)),
