@@ -163,9 +163,11 @@ def main() -> None:
                    "PyTorch": torch_contestant(data, arguments.batch_size, arguments.steps),
                    "matrix product": matmul_contestant()}
     seconds = {name: [] for name in contestants}
-    for _ in range(arguments.rounds):
+    for turn in range(-1, arguments.rounds):  # the first round only warms up
         for name, run in contestants.items():
-            seconds[name].append(run())
+            taken = run()
+            if turn >= 0:
+                seconds[name].append(taken)
 
     # Products of a step: each layer's multiply-adds twice for the forward pass and, but for the first
     # layer's input, four times for the backward one.

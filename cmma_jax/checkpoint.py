@@ -79,11 +79,12 @@ class Checkpoints(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_checkpoints(folder: pathlib.Path) -> Iterator[Checkpoints]:
+def open_checkpoints(folder: pathlib.Path | str) -> Iterator[Checkpoints]:
     """Opens a folder of checkpoints: the latest two are kept, and the best by validation bound.
 
     It must be a `with` block: without the close at its end a save in the background would be lost.
     """
+    folder = pathlib.Path(folder)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of each of its steps
     keep = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(

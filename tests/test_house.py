@@ -1,0 +1,72 @@
+"""The house: who may import whom, what the documents name, and what must not be in the tree."""
+
+import ast
+import importlib
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLOORS = [
+    {"errors"},
+    {"config", "distributions", "layers", "records", "data.dataset", "data.synthetic", "data.lfw", "data.folder",
+     "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
+    {"networks"},
+    {"models"},
+    {"objectives", "sampling", "ppca"},
+    {"evaluation", "evaluation.bounds", "figures"},
+]
+GROUND = FLOORS[1]
+
+
+def modules():
+    for path in (ROOT / "cmma_jax").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT / "cmma_jax").with_suffix("").parts).removesuffix("__init__").rstrip(".")
+        if name:
+            yield name, ast.parse(path.read_text())
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "cmma_jax":
+            base = node.module.removeprefix("cmma_jax").lstrip(".")
+            for alias in node.names:
+                longer = f"{base}.{alias.name}".lstrip(".")
+                yield longer if any(longer in floor for floor in FLOORS) else base
+
+
+def floor_of(name):
+    return next(i for i, floor in enumerate(FLOORS) if name in floor)
+
+
+def test_a_file_imports_from_its_own_floor_on_the_ground_and_from_lower_floors_above():
+    for name, tree in modules():
+        for other in imports(tree):
+            if name in GROUND:
+                assert floor_of(other) <= 1, f"{name} imports {other}"
+            else:
+                assert floor_of(other) < floor_of(name), f"{name} imports {other}"
+
+
+def test_one_file_names_orbax_and_one_names_devices():
+    for name, tree in modules():
+        source = ast.unparse(tree)
+        assert ("orbax" in source) == (name == "checkpoint"), name
+        assert ("pmap(" in source or "jax.sharding" in source) == (name == "parallel"), name
+
+
+def equations():
+    lines = (ROOT / "docs" / "equations.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line.startswith("|")]
+    return rows[2:]
+
+
+@pytest.mark.parametrize("row", equations(), ids=lambda row: row[0])
+def test_every_line_of_the_equations_names_a_function_and_a_test_that_exist(row):
+    assert len(row) == 5
+    module, name = row[3].strip("`").rsplit(".", 1)
+    assert hasattr(importlib.import_module(f"cmma_jax.{module}"), name)
+    file, _, test = row[4].strip("`").partition("::")
+    source = (ROOT / "tests" / file).read_text()
+    assert f"def {test}(" in source if test else "def test_" in source
