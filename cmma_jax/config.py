@@ -67,9 +67,9 @@ class Config:
     parallel: Literal["pmap", "mesh"] = "pmap"
     """How several devices share a step: pmap, or jit over a mesh; the results are equal."""
     coordinator: str = ""
-    """Several processes: address:port of the first. Found by JAX itself on Slurm, GKE and TPU pods."""
+    """Several processes: address:port of the first."""
     num_processes: int = 1
-    """Several processes: how many; 1 where JAX finds the cluster itself or there is none."""
+    """Processes that train together; 0: JAX finds the cluster itself (Slurm, Open MPI, GKE, TPU pods)."""
     process_id: int = 0
     """Several processes: the number of this one."""
     resume: bool = True
@@ -81,13 +81,14 @@ class Config:
 
     def __post_init__(self) -> None:
         positive = ("image_size", "epochs", "batch_size", "learning_rate", "clip_norm", "latent_size", "width",
-                    "prior_hidden", "num_processes", "checkpoint_every", "grid_every")
+                    "prior_hidden", "checkpoint_every", "grid_every")
         for name in positive:
             _check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("warmup_steps", "attribute_weight", "seed", "devices", "process_id", "linear_rate"):
+        for name in ("warmup_steps", "attribute_weight", "seed", "devices", "process_id", "num_processes",
+                     "linear_rate"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
-        _check(self.process_id < self.num_processes, "process_id", self.process_id,
+        _check(self.process_id < max(1, self.num_processes), "process_id", self.process_id,
                f"below num_processes, {self.num_processes}")
 
     def run_path(self) -> str:
@@ -124,15 +125,24 @@ MAY_CHANGE = ("data_dir", "run_dir", "epochs", "devices", "parallel", "coordinat
 
 
 def default(dataset: str) -> Config:
-    """The best that trains in minutes: Adam, a falling learning rate, linear paths beside the convolutions."""
+    """The best that trains in minutes: Adam, a falling learning rate, linear paths beside the networks.
+
+    python train.py --model=cmma
+      validation bound SYN nats (embedded faces); 2 CPU cores, SYNMIN minutes.
+    python train.py --model=cmma --dataset=lfw --data_dir=DIR
+      validation bound 28,193 nats, reached in epoch 7 of 60; 2 CPU cores, 27 minutes.
+    """
     return Config(dataset=dataset, epochs=12 if dataset == "synthetic" else 60)
 
 
 def paper(dataset: str) -> Config:
-    """The paper as it is to be read: Adagrad, f of 800 softplus units, 500 latents, convolutions alone."""
+    """The paper as it is to be read: Adagrad, f of 800 softplus units, 500 latents, convolutions alone.
+
+    python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=paper
+      PAPER
+    """
     return Config(preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
-                  schedule="constant", warmup_steps=200, linear_path=False, mirror=False,
-                  attribute_dropout=0.0)
+                  schedule="constant", warmup_steps=200, linear_path=False, mirror=False, attribute_dropout=0.0)
 
 
 PRESETS = {"default": default, "paper": paper}

@@ -118,10 +118,12 @@ def _mesh(devices: list[jax.Device]) -> Placement:
 def start_processes(coordinator: str, num_processes: int, process_id: int) -> None:
     """Joins this process to the others; must come before anything else touches a device.
 
-    Without a coordinator this does nothing on a single machine, and lets JAX find the cluster itself where
-    a cluster's environment (Slurm, GKE, a TPU pod) is there.
+    One process without a coordinator is alone. With num_processes 0 JAX finds the cluster itself, from the
+    environment of Slurm, Open MPI, GKE or a TPU pod.
     """
-    if coordinator:
+    if num_processes == 0:
+        jax.distributed.initialize()
+    elif coordinator:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     elif num_processes > 1:
         raise InputError("--num_processes needs --coordinator=ADDRESS:PORT, the address of process 0")
