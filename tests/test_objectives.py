@@ -112,6 +112,7 @@ def test_attribute_terms_score_known_attributes_alone(small):
     np.testing.assert_array_equal(elbo(small.model, small.params, key, x, y, none).attributes, 0)
     hidden = elbo(small.model, small.params, key, x, y, none, known=every)
     assert (hidden.attributes < 0).all()
+    np.testing.assert_array_equal(hidden.attributes_prior, 0)  # the prior knows what the networks see, no more
     one = elbo(small.model, small.params, key, x, y, none, known=every.at[:, 0].set(False))
     assert (one.attributes > hidden.attributes).all()
 

@@ -81,6 +81,17 @@ def test_a_loss_that_is_not_finite_names_its_step(small):
         train(small, loss=loss)
 
 
+def test_every_step_and_every_example_has_its_own_noise(small):
+    def loss(params, keys, x, y, mask):
+        losses, _ = make_loss(small.model, 0.0, 1.0)(params, keys, x, y, mask)
+        draws = jax.vmap(jax.random.uniform)(keys)
+        return losses, {"mean": draws, "square": jnp.square(draws)}
+
+    _, means = train(small, loss=loss)
+    assert len(np.unique(means["mean"])) == 24
+    assert (means["square"] - means["mean"]**2 > 0.01).all()
+
+
 def test_adagrad_is_torchs():
     """Accumulator from 0, update g / (sqrt(sum of g^2) + eps): the first step is the learning rate itself."""
     optimizer, rate = make_optimizer("adagrad", 0.1, 1.0, "constant", 0, 1e9, 100)
