@@ -19,11 +19,13 @@ from cmma_jax import figures, parallel
 from cmma_jax.checkpoint import RANKED_BY, Checkpoints, open_checkpoints
 from cmma_jax.config import MAY_CHANGE, PRESETS, Config, did_you_mean
 from cmma_jax.data import load_dataset
-from cmma_jax.data.dataset import Dataset, Spec, mirrored
+from cmma_jax.data.dataset import Dataset, Faces, Spec, mirrored, spread
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, variational_bound
+from cmma_jax.evaluation.diversity import diversity
+from cmma_jax.evaluation.parzen import SIGMAS, model_sampler, parzen_log_likelihood
 from cmma_jax.models import Model, count_parameters, make_model
-from cmma_jax.objectives import make_loss
+from cmma_jax.objectives import make_adversarial_loss, make_loss
 from cmma_jax.ppca import fit_conditional_ppca, start_from_ppca
 from cmma_jax.records import open_records
 from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
@@ -33,11 +35,14 @@ HELP = """Train a model that makes faces from attributes, and write its run to -
   python train.py --model=cmma                                     the embedded faces: a few minutes on 2 cores
   python train.py --model=cmma --dataset=lfw --data_dir=DIR        Labeled Faces in the Wild
   python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=paper
+  python train.py --model=cvae --seeds=0,1,2                       (also vae, cgan) what CMMA is compared with
+  python train.py --model=cgan --preset=gauthier
 
 Running the same command again goes on where the run stopped. A run holds checkpoints/, config.json,
 metrics.jsonl (a line an epoch), grids/*.png (originals; reconstructions with and without their attributes;
 faces at the prior's mean; random samples) and tensorboard/ (tensorboard --logdir=RUN)."""
 
+GAN_FACES, GAN_SAMPLES = 100, 50  # of an epoch's Parzen estimate, a few seconds on 2 cores
 CPU_STEPS_PER_CALL = 10  # a step takes a good part of a second there: call often, so that the bar moves
 
 
@@ -47,13 +52,14 @@ def parse(argv: list[str]) -> Config:
     Raises:
       InputError: one line for an unknown flag or a bad value, with what was meant.
     """
-    preset, dataset = _peek(argv, "preset", "default"), _peek(argv, "dataset", Config.dataset)
+    preset, model = _peek(argv, "preset", Config.preset), _peek(argv, "model", Config.model)
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}{did_you_mean(preset, list(PRESETS))}")
+    start = PRESETS[preset](model, _peek(argv, "dataset", Config.dataset))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Config, default=PRESETS[preset](dataset), description=HELP, args=argv)
+            return tyro.cli(Config, default=start, description=HELP, args=argv)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -89,8 +95,7 @@ def train(config: Config) -> None:
     make_run_folder(run)
     model = make_model(config, data.spec)
     steps_per_epoch = data.train.size // config.batch_size
-    optimizer, rate = make_optimizer(config.optimizer, config.learning_rate, config.linear_rate, config.schedule,
-                                     config.warmup_steps, config.clip_norm, steps_per_epoch * config.epochs)
+    optimizer, rate = make_optimizer(config, steps_per_epoch)
     state = fresh_state(model, optimizer, config.seed)
     say(f"{config.model} on {data.spec.dataset}: {data.train.size:,} training faces, {len(data.spec.attributes)} "
         f"{data.spec.kind} attributes, {count_parameters(state.params):,} parameters, {placement.count} x "
@@ -105,14 +110,15 @@ def train(config: Config) -> None:
             if config.linear_path:
                 say("starting from conditional probabilistic PCA ...")
                 faces = mirrored(data.train) if config.mirror else data.train
+                if config.model == "vae":
+                    faces = faces._replace(mask=np.zeros_like(faces.mask))
                 ppca = fit_conditional_ppca(faces, data.spec, config.latent_size)
                 state = state._replace(params=start_from_ppca(state.params, ppca))
             if jax.process_index() == 0:
                 (run / "config.json").write_text(config.to_json())
-        step = make_step(make_loss(model, config.attribute_dropout, config.attribute_weight), optimizer,
-                         config.seed, config.batch_size, config.mirror, placement)
+        step = make_step(objective(model, config), optimizer, config.seed, config.batch_size, config.mirror, placement)
         train_epochs(config, data, run, model, make_run(step, placement), rate, state, placement, checkpoints)
-        report(data, run, model, state, checkpoints, say)
+        report(config, data, run, model, state, checkpoints, say)
 
 
 def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model, run_steps, rate, state: TrainState,
@@ -135,14 +141,15 @@ def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model,
             parts.append(means)
             bar.update(len(means["loss"]) * config.batch_size)
             bar.set_description(f"epoch {start + 1}/{config.epochs}", refresh=False)
-            bar.set_postfix_str(f"bound {means['bound'].mean():,.0f}", refresh=False)
+            bar.set_postfix_str(headline(means), refresh=False)
             if sum(len(part["loss"]) for part in parts) < steps_per_epoch:
                 continue
             seconds, start = time.perf_counter() - began, start + 1
             here = placement.get(now)
             train_means = {f"train_{name}": float(np.concatenate([part[name] for part in parts]).mean())
                            for name in means}
-            measured = variational_bound(model, here.params, data.validation)
+            measured = validate(model, here.params, data.validation)
+            score = measured.pop(RANKED_BY)
             metrics = {"epoch": start, "step": int(here.step), **train_means,
                        **{f"validation_{name}": value for name, value in measured.items()},
                        "learning_rate": float(rate(int(here.step) - 1)),
@@ -150,11 +157,39 @@ def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model,
             record(metrics)
             last = start == config.epochs
             if last or start % config.checkpoint_every == 0:
-                checkpoints.save(here, config, data.spec, {RANKED_BY: metrics[RANKED_BY]})
+                checkpoints.save(here, config, data.spec, {RANKED_BY: score})
             if main and (last or start == 1 or start % config.grid_every == 0):
                 picture = figures.progress(model, here.params, data.validation)
                 figures.save_picture(picture, run / "grids" / f"epoch_{start:04d}.png")
             parts, began = [], time.perf_counter()
+
+
+def objective(model: Model, config: Config):
+    """Returns what training minimises: a CGAN's two losses, or the negative bound."""
+    if model.discriminator:
+        return make_adversarial_loss(model, config.discriminator_dropout)
+    return make_loss(model, config.attribute_dropout, config.attribute_weight)
+
+
+def headline(means: dict[str, np.ndarray]) -> str:
+    """Returns the words beside the progress bar."""
+    if "bound" in means:
+        return f"bound {means['bound'].mean():,.0f}"
+    return f"discriminator right {means['accuracy'].mean():.0%}"
+
+
+def validate(model: Model, params, faces: Faces) -> dict[str, float]:
+    """Returns an epoch's figures on validation faces, and under RANKED_BY the one that ranks checkpoints.
+
+    A CGAN has no bound; it is ranked by a Parzen estimate from few samples, and its diversity is recorded.
+    """
+    if model.posterior:
+        measured = variational_bound(model, params, faces)
+        return measured | {RANKED_BY: measured["bound"]}
+    few = spread(faces, GAN_FACES)
+    curve = parzen_log_likelihood(model_sampler(model, params), few, GAN_SAMPLES, SIGMAS, chunk=GAN_SAMPLES)
+    best = float(curve.mean(0).max())
+    return {"parzen": best, "diversity": diversity(model, params, few), RANKED_BY: best}
 
 
 def fresh_state(model: Model, optimizer, seed: int) -> TrainState:
@@ -192,25 +227,36 @@ def check_same(config: Config, spec: Spec, checkpoints: Checkpoints) -> None:
                          f"{len(old_spec.attributes)} attributes); give that --data_dir, or another --run_dir")
 
 
-def report(data: Dataset, run: pathlib.Path, model: Model, like: TrainState, checkpoints: Checkpoints, say) -> None:
-    """Prints the best checkpoint's validation bound, where it lies, and what to do next."""
+def report(config: Config, data: Dataset, run: pathlib.Path, model: Model, like: TrainState, checkpoints: Checkpoints,
+           say) -> None:
+    """Prints the best checkpoint's figure on validation faces, where it lies, and what to do next."""
     best = checkpoints.best_step()
     params = checkpoints.restore(like, best).params
-    exact = variational_bound(model, params, data.validation)
-    smooth = variational_bound(model, params, data.validation, as_pixels=dequantised_pixels)
-    say(f"validation bound  {exact['bound']:,.0f} +- {exact['bound_stderr']:,.0f} nats a face "
-        f"({data.validation.size:,} faces, 1 sample of z each; pixels in [0, 1])\n"
-        f"                  {bits_per_dimension(smooth['bound'], data.spec.dimensions):.3f} bits/dim "
-        f"(uniform dequantisation)\n"
-        f"best checkpoint   {run / 'checkpoints' / str(best)}\n"
+    if model.posterior:
+        exact = variational_bound(model, params, data.validation)
+        smooth = variational_bound(model, params, data.validation, as_pixels=dequantised_pixels)
+        say(f"validation bound  {exact['bound']:,.0f} +- {exact['bound_stderr']:,.0f} nats a face "
+            f"({data.validation.size:,} faces, 1 sample of z each; pixels in [0, 1])\n"
+            f"                  {bits_per_dimension(smooth['bound'], data.spec.dimensions):.3f} bits/dim "
+            f"(uniform dequantisation)")
+    else:
+        measured = validate(model, params, data.validation)
+        say(f"validation Parzen {measured['parzen']:,.0f} nats a face ({GAN_FACES} faces, {GAN_SAMPLES} samples each)\n"
+            f"diversity         {measured['diversity']:.2f} (distance between two samples over that of two real faces)")
+    say(f"best checkpoint   {run / 'checkpoints' / str(best)}\n"
         f"pictures          {run / 'grids'}\n"
-        f"next              tensorboard --logdir={run}   or train longer: the same command with --epochs=N")
+        f"next              python evaluate.py --parzen --dataset={config.dataset} compares the finished runs\n"
+        f"                  tensorboard --logdir={run}   or train longer: the same command with --epochs=N")
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit code: 2 for bad input, 130 for an interrupt."""
     try:
-        train(parse(argv))
+        config = parse(argv)
+        seeds = [int(seed) for seed in config.seeds.split(",")] if config.seeds else [config.seed]
+        for i, seed in enumerate(seeds):
+            folder = config.run_path() + (f"-seed{seed}" if i else "")
+            train(dataclasses.replace(config, seed=seed, run_dir=folder))
     except InputError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2

@@ -45,7 +45,8 @@ def jax_contestant(data, batch_size, steps, as_scan):
     """Returns run() -> seconds a step, mean over `steps` steps, compiled already."""
     config = Config(linear_path=False, batch_size=batch_size, attribute_dropout=0.0)
     model = cmma(config, data.spec)
-    optimizer, _ = make_optimizer("adam", 1e-4, 1.0, "constant", 1, 1.0, 10**6)
+    optimizer, _ = make_optimizer(Config(learning_rate=1e-4, linear_rate=1.0, schedule="constant", warmup_steps=1,
+                                         epochs=1), 10**6)
     placement = parallel.place(1, "pmap", batch_size)
     step = make_step(make_loss(model, 0.0, 1.0), optimizer, 0, batch_size, False, placement)
     run_steps = make_run(step, placement) if as_scan else placement.compile(lambda state, faces, n: step(state, faces))

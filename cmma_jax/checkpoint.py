@@ -15,7 +15,7 @@ from cmma_jax.config import Config
 from cmma_jax.data.dataset import Spec
 from cmma_jax.errors import InputError
 
-RANKED_BY = "validation_bound"
+RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's validation Parzen figure
 
 
 class Checkpoints(NamedTuple):
@@ -29,7 +29,7 @@ class Checkpoints(NamedTuple):
         return sorted(self.manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Returns the step with the best validation bound, None where there is no checkpoint."""
+        """Returns the step with the best score, None where there is no checkpoint."""
         self.manager.wait_until_finished()
         return self.manager.best_step()
 
@@ -80,7 +80,7 @@ class Checkpoints(NamedTuple):
 
 @contextlib.contextmanager
 def open_checkpoints(folder: pathlib.Path | str) -> Iterator[Checkpoints]:
-    """Opens a folder of checkpoints: the latest two are kept, and the best by validation bound.
+    """Opens a folder of checkpoints: the latest two are kept, and the best by score.
 
     It must be a `with` block: without the close at its end a save in the background would be lost.
     """

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 from typing import Literal
 
 from cmma_jax.errors import InputError
@@ -12,10 +13,12 @@ from cmma_jax.errors import InputError
 class Config:
     """A run's settings. Every field is a flag of train.py and a key of the run's config.json."""
 
-    model: Literal["cmma"] = "cmma"
-    """cmma: the conditional multimodal autoencoder, attributes -> latent -> face."""
-    preset: Literal["default", "paper"] = "default"
-    """Where the other settings start: default (trains better), paper (as published). Flags override it."""
+    model: Literal["cmma", "cvae", "vae", "cgan"] = "cmma"
+    """cmma: attributes -> latent -> face, the paper's model. What it is compared with: cvae (attributes and latent ->
+    face), vae (latent -> face, no attributes), cgan (conditional adversarial network)."""
+    preset: Literal["default", "paper", "gauthier"] = "default"
+    """Where the other settings start: default (trains better), paper (as published), gauthier (a CGAN as in Gauthier
+    2015). Flags override it."""
     dataset: str = "synthetic"
     """synthetic (embedded), lfw, folder (images and attributes.csv), or tfds/NAME, e.g. tfds/celeb_a."""
     data_dir: str = "data"
@@ -31,8 +34,8 @@ class Config:
     """Passes over the training faces; a finished run goes on when this grows."""
     batch_size: int = 100
     """Faces a step, over all devices together."""
-    optimizer: Literal["adam", "adagrad"] = "adam"
-    """adagrad is the paper's, with an accumulator that starts at 0."""
+    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    """adagrad is the paper's, with an accumulator that starts at 0; sgd has momentum."""
     learning_rate: float = 1e-3
     """The highest; a linear warm-up leads to it."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -40,7 +43,11 @@ class Config:
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     clip_norm: float = 1.0
-    """Gradients are clipped at this global norm (of the loss in nats a pixel value)."""
+    """Gradients are clipped at this global norm (of the loss in nats a pixel value); 0: not at all."""
+    momentum: float = 0.5
+    """sgd: momentum at the start."""
+    final_momentum: float = 0.7
+    """sgd: momentum from epoch 250 on; it rises evenly until then."""
 
     latent_size: int = 500
     """J, the dimensions of z."""
@@ -60,8 +67,17 @@ class Config:
     attribute_weight: float = 1.0
     """Weight of the joint term log q(y|z), which is in no reported bound."""
 
+    discriminator_rate: float = 1.0
+    """cgan: factor on the discriminator's learning rate."""
+    discriminator_dropout: float = 0.0
+    """cgan: fraction of the pixel values that the discriminator does not see."""
+    weight_variance: float = 1.0
+    """cgan: factor on the variance of the initial weights."""
+
     seed: int = 0
     """Of the parameters, the order of the faces, and the noise."""
+    seeds: str = ""
+    """Several seeds, as 0,1,2: a run each, one after another; the first in run_dir, the others in run_dir-seed<S>."""
     devices: int = 0
     """Devices to train on; 0: all that JAX sees."""
     parallel: Literal["pmap", "mesh"] = "pmap"
@@ -80,14 +96,17 @@ class Config:
     """Epochs between pictures of originals, reconstructions and samples."""
 
     def __post_init__(self) -> None:
-        positive = ("image_size", "epochs", "batch_size", "learning_rate", "clip_norm", "latent_size", "width",
-                    "prior_hidden", "checkpoint_every", "grid_every")
+        positive = ("image_size", "epochs", "batch_size", "learning_rate", "latent_size", "width", "prior_hidden",
+                    "weight_variance", "checkpoint_every", "grid_every")
         for name in positive:
             _check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         for name in ("warmup_steps", "attribute_weight", "seed", "devices", "process_id", "num_processes",
-                     "linear_rate"):
+                     "linear_rate", "clip_norm", "discriminator_rate"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
+        for name in ("momentum", "final_momentum", "discriminator_dropout"):
+            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        _check(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds), "seeds", self.seeds, "whole numbers, as 0,1,2")
         _check(self.process_id < max(1, self.num_processes), "process_id", self.process_id,
                f"below num_processes, {self.num_processes}")
 
@@ -120,32 +139,44 @@ class Config:
 
 
 # Settings that say where and how a run is carried out, and not what it computes: they may change on a resume.
-MAY_CHANGE = ("data_dir", "run_dir", "epochs", "devices", "parallel", "coordinator", "num_processes", "process_id",
-              "resume", "checkpoint_every", "grid_every")
+MAY_CHANGE = ("data_dir", "run_dir", "epochs", "seeds", "devices", "parallel", "coordinator", "num_processes",
+              "process_id", "resume", "checkpoint_every", "grid_every")
 
 
-def default(dataset: str) -> Config:
+def default(model: str, dataset: str) -> Config:
     """The best that trains in minutes: Adam, a falling learning rate, linear paths beside the networks.
 
     python train.py --model=cmma
       validation bound 23,504 nats (embedded faces); 2 shared CPU cores, 5 minutes.
-    python train.py --model=cmma --dataset=lfw --data_dir=DIR
-      validation bound 28,193 nats, reached in epoch 7 of 60; 2 shared CPU cores, 27 minutes.
     """
-    return Config(dataset=dataset, epochs=12 if dataset == "synthetic" else 60)
+    if model == "cgan":
+        return dataclasses.replace(paper(model, dataset), preset="default")
+    return Config(model=model, dataset=dataset, epochs=12 if dataset == "synthetic" else 10)
 
 
-def paper(dataset: str) -> Config:
+def paper(model: str, dataset: str) -> Config:
     """The paper as it is to be read: Adagrad, f of 800 softplus units, 500 latents, convolutions alone.
 
-    python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=paper
-      validation bound 17,169 nats, reached in epoch 52; 2 shared CPU cores, 38 minutes for 66 epochs.
+    A CGAN's learning rates and initial variance are the best on validation faces of those that `search` tried.
     """
-    return Config(preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
-                  schedule="constant", warmup_steps=200, linear_path=False, mirror=False, attribute_dropout=0.0)
+    start = Config(model=model, preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
+                   schedule="constant", warmup_steps=200, linear_path=False, mirror=False, attribute_dropout=0.0)
+    if model == "cgan":
+        return dataclasses.replace(start, learning_rate=0.01, warmup_steps=0, clip_norm=0)
+    return start
 
 
-PRESETS = {"default": default, "paper": paper}
+def gauthier(model: str, dataset: str) -> Config:
+    """A CGAN with the settings of Gauthier (2015), which were found for faces of 32x32."""
+    if model != "cgan":
+        raise InputError(f"--preset=gauthier is a CGAN's; give --model=cgan, or another preset for --model={model}")
+    return Config(model=model, preset="gauthier", dataset=dataset, epochs=500, batch_size=128, optimizer="sgd",
+                  learning_rate=0.004, schedule="constant", warmup_steps=0, clip_norm=0, momentum=0.5,
+                  final_momentum=0.7, latent_size=100, linear_path=False, mirror=False, attribute_dropout=0.0,
+                  discriminator_dropout=0.5)
+
+
+PRESETS = {"default": default, "paper": paper, "gauthier": gauthier}
 
 
 def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cmma_jax import sampling
-from cmma_jax.data.dataset import Faces, pixels
+from cmma_jax.data.dataset import Faces, pixels, spread
 from cmma_jax.models import Model, Params
 
 GAP = 2  # white pixels between faces
@@ -36,16 +36,15 @@ def progress(model: Model, params: Params, faces: Faces, columns: int = 12) -> I
     """Returns the picture of a training's progress, on faces spread over a set.
 
     Its rows: originals, reconstructions from q(z|x, y) and from q(z|x), faces at the prior's mean for the
-    same attributes, and a random sample for each.
+    same attributes, and a random sample for each. A CGAN reconstructs nothing: two rows less, three random samples.
     """
-    rows = np.linspace(0, faces.size - 1, min(columns, faces.size)).astype(int)
-    return grid(_progress_rows(model, params, jax.tree.map(lambda a: a[rows], faces)))
+    return grid(_progress_rows(model, params, spread(faces, columns)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _progress_rows(model: Model, params: Params, faces: Faces) -> list[jax.Array]:
     x, y, mask = pixels(faces.x), faces.y, faces.mask
-    return [x, sampling.reconstruct(model, params, x, y, mask),
-            sampling.reconstruct(model, params, x, y, jnp.zeros_like(mask)),
-            sampling.generate(model, params, jax.random.key(0), y, mask, temperature=0.0),
-            sampling.generate(model, params, jax.random.key(0), y, mask)]
+    seen = [] if model.posterior is None else [sampling.reconstruct(model, params, x, y, mask),
+                                               sampling.reconstruct(model, params, x, y, jnp.zeros_like(mask))]
+    samples = [sampling.generate(model, params, jax.random.key(i), y, mask) for i in range(3 - len(seen) or 1)]
+    return [x, *seen, sampling.generate(model, params, jax.random.key(0), y, mask, temperature=0.0), *samples]

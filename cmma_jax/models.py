@@ -3,13 +3,20 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cmma_jax.config import Config
 from cmma_jax.data.dataset import Spec
 from cmma_jax.distributions import Bernoulli, Gaussian
-from cmma_jax.networks import AttributeNetwork, LikelihoodNetwork, PosteriorNetwork, PriorNetwork
+from cmma_jax.networks import (
+    AttributeNetwork,
+    DiscriminatorNetwork,
+    LikelihoodNetwork,
+    PosteriorNetwork,
+    PriorNetwork,
+)
 
 Params = dict
 
@@ -20,23 +27,27 @@ ATTRIBUTE_LOGVAR_FLOOR = -4.0  # a standardised attribute is not known better th
 
 
 class Model(NamedTuple):
-    """What every objective, sampler and figure needs of a model, and all it needs.
+    """What every objective, sampler and figure needs of a model, and all it needs; None is a part it has not.
 
     x: [B, H, W, 3] in [0, 1]; y, mask: [B, A] (`Faces`); z: [B, J].
 
     Attributes:
       init: key -> params.
-      prior: (params, y, mask) -> p(z|y), Gaussian over [B, J].
-      posterior: (params, x, y, mask) -> q(z|x, y); with an empty mask it is q(z|x).
-      likelihood: (params, z, y, mask) -> p(x|z), or a CVAE's p(x|y, z), Gaussian over [B, H, W, 3].
-      attributes: (params, z) -> q(y|z), Bernoulli or Gaussian over [B, A].
+      prior: (params, y, mask) -> p(z|y), or p(z), Gaussian over [B, J]; a CGAN's noise.
+      likelihood: (params, z, y, mask) -> p(x|z), or a CVAE's p(x|y, z), Gaussian over [B, H, W, 3]; of a CGAN only
+        its mean is meant, the generator's face.
+      posterior: (params, x, y, mask) -> q(z|x, y); with an empty mask it is q(z|x). None: a CGAN.
+      attributes: (params, z) -> q(y|z), Bernoulli or Gaussian over [B, A]. None where z does not depend on y.
+      discriminator: (params, x, y, mask, seen) -> [B] logits of x being real; a CGAN's alone. seen: [B, H, W, 3]
+        bool, the pixel values that it looks at (dropout of its input).
     """
 
     init: Callable[..., Params]
     prior: Callable[..., Gaussian]
-    posterior: Callable[..., Gaussian]
     likelihood: Callable[..., Gaussian]
-    attributes: Callable[..., Bernoulli | Gaussian]
+    posterior: Callable[..., Gaussian] | None = None
+    attributes: Callable[..., Bernoulli | Gaussian] | None = None
+    discriminator: Callable[..., jax.Array] | None = None
 
 
 def encode_attributes(y: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
@@ -55,38 +66,155 @@ def cmma(config: Config, spec: Spec) -> Model:
     h = PosteriorNetwork(config.latent_size, config.width, config.linear_path)
     g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path)
     h2 = AttributeNetwork(count, 1 if binary else 2, config.prior_hidden)
-    mean_face, pixel_logvar = jnp.asarray(spec.mean_face)[None], 2 * jnp.log(spec.pixel_std)
-
-    def encode(y: jax.Array, mask: jax.Array) -> jax.Array:
-        return encode_attributes(y, mask, spec.kind)
+    x, a, z = _examples(config, spec)
 
     def init(key: jax.Array) -> Params:
-        keys = dict(zip(("f", "h", "g", "h2"), jax.random.split(key, 4), strict=True))
-        a, z = jnp.zeros((1, 2 * count)), jnp.zeros((1, config.latent_size))
-        x = jnp.zeros((1, *spec.image_shape))
-        return {"f": f.init(keys["f"], a)["params"], "h": h.init(keys["h"], x, a)["params"],
-                "g": g.init(keys["g"], z)["params"], "h2": h2.init(keys["h2"], z)["params"]}
+        return _init(key, {"f": (f, a), "h": (h, x, a), "g": (g, z), "h2": (h2, z)})
 
     def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return Gaussian(*f.apply({"params": params["f"]}, encode(y, mask)))
+        return Gaussian(*f.apply({"params": params["f"]}, encode_attributes(y, mask, spec.kind)))
 
     def posterior(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        scaled = (x - mean_face) / spec.pixel_std
-        return Gaussian(*h.apply({"params": params["h"]}, scaled, encode(y, mask)))
+        return Gaussian(*h.apply({"params": params["h"]}, _scaled(x, spec), encode_attributes(y, mask, spec.kind)))
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
         del y, mask  # given z, a CMMA's face does not depend on the attributes
-        mean, logvar = g.apply({"params": params["g"]}, z)
-        return Gaussian(mean_face + spec.pixel_std * mean, jnp.maximum(pixel_logvar + logvar, PIXEL_LOGVAR_FLOOR))
+        return _pixel_gaussian(*g.apply({"params": params["g"]}, z), spec)
 
     def attributes(params: Params, z: jax.Array) -> Bernoulli | Gaussian:
         heads = h2.apply({"params": params["h2"]}, z)
         return Bernoulli(*heads) if binary else Gaussian(heads[0], jnp.maximum(heads[1], ATTRIBUTE_LOGVAR_FLOOR))
 
-    return Model(init, prior, posterior, likelihood, attributes)
+    return Model(init, prior, likelihood, posterior, attributes)
 
 
-MODELS = {"cmma": cmma}
+def cvae(config: Config, spec: Spec) -> Model:
+    """Returns the conditional VAE of Kingma et al. (2014): z ~ N(0, I), q(z|x, y), p(x|y, z) (Eq. 13).
+
+    It has neither f nor h2; as many parameters see the attributes at g's entrance instead.
+    """
+    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path)
+    x, a, z = _examples(config, spec)
+
+    def parts(units: int) -> dict:
+        g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, units)
+        return {"h": (h, x, a), "g": (g, z, a)}
+
+    networks = parts(_matching_units(config, spec, parts))
+    g = networks["g"][0]
+
+    def init(key: jax.Array) -> Params:
+        return _init(key, networks)
+
+    def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
+        return _standard_prior(config, y)
+
+    def posterior(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
+        return Gaussian(*h.apply({"params": params["h"]}, _scaled(x, spec), encode_attributes(y, mask, spec.kind)))
+
+    def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
+        a = encode_attributes(y, mask, spec.kind)
+        return _pixel_gaussian(*g.apply({"params": params["g"]}, z, a), spec)
+
+    return Model(init, prior, likelihood, posterior)
+
+
+def vae(config: Config, spec: Spec) -> Model:
+    """Returns the VAE of Kingma and Welling (2014): z ~ N(0, I), q(z|x), p(x|z); y is taken and not looked at."""
+    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path)
+    x, _, z = _examples(config, spec)
+
+    def parts(units: int) -> dict:
+        g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, units)
+        return {"h": (h, x, None), "g": (g, z)}
+
+    networks = parts(_matching_units(config, spec, parts))
+    g = networks["g"][0]
+
+    def init(key: jax.Array) -> Params:
+        return _init(key, networks)
+
+    def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
+        return _standard_prior(config, y)
+
+    def posterior(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
+        return Gaussian(*h.apply({"params": params["h"]}, _scaled(x, spec), None))
+
+    def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
+        return _pixel_gaussian(*g.apply({"params": params["g"]}, z), spec)
+
+    return Model(init, prior, likelihood, posterior)
+
+
+def cgan(config: Config, spec: Spec) -> Model:
+    """Returns the conditional GAN of Mirza and Osindero (2014): a generator like g, a discriminator like h.
+
+    Both see the attributes. The generator's face is the mean face plus the network's word, through a sigmoid, so
+    that no pixel leaves [0, 1]. All initial weights have `weight_variance` times their usual variance.
+    """
+    generator = LikelihoodNetwork(spec.image_shape, config.width, False, config.prior_hidden // 4, heads=1,
+                                  head_init=nn.initializers.lecun_normal())
+    network = DiscriminatorNetwork(config.width)
+    x, a, z = _examples(config, spec)
+    middle = jnp.clip(jnp.asarray(spec.mean_face)[None], 0.01, 0.99)
+
+    def init(key: jax.Array) -> Params:
+        params = _init(key, {"g": (generator, z, a), "discriminator": (network, x, a)})
+        return jax.tree.map(lambda leaf: leaf * config.weight_variance**0.5, params)  # biases are 0
+
+    def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
+        return _standard_prior(config, y)
+
+    def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
+        (face,) = generator.apply({"params": params["g"]}, z, encode_attributes(y, mask, spec.kind))
+        face = jax.nn.sigmoid(jax.scipy.special.logit(middle) + face)
+        return Gaussian(face, jnp.zeros_like(face))
+
+    def discriminator(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array, seen: jax.Array) -> jax.Array:
+        x = jnp.where(seen, _scaled(x, spec), 0)  # an unseen value is at the mean face
+        return network.apply({"params": params["discriminator"]}, x, encode_attributes(y, mask, spec.kind))
+
+    return Model(init, prior, likelihood, discriminator=discriminator)
+
+
+MODELS = {"cmma": cmma, "cvae": cvae, "vae": vae, "cgan": cgan}
+
+
+def _examples(config: Config, spec: Spec) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns a face, encoded attributes and a latent, all zeros, from which the networks take their shapes."""
+    return (jnp.zeros((1, *spec.image_shape)), jnp.zeros((1, 2 * len(spec.attributes))),
+            jnp.zeros((1, config.latent_size)))
+
+
+def _init(key: jax.Array, networks: dict[str, tuple]) -> Params:
+    """networks: {name: (network, *example inputs)}."""
+    keys = jax.random.split(key, len(networks))
+    return {name: network.init(k, *inputs)["params"]
+            for k, (name, (network, *inputs)) in zip(keys, networks.items(), strict=True)}
+
+
+def _scaled(x: jax.Array, spec: Spec) -> jax.Array:
+    return (x - jnp.asarray(spec.mean_face)[None]) / spec.pixel_std
+
+
+def _pixel_gaussian(mean: jax.Array, logvar: jax.Array, spec: Spec) -> Gaussian:
+    mean = jnp.asarray(spec.mean_face)[None] + spec.pixel_std * mean
+    return Gaussian(mean, jnp.maximum(2 * jnp.log(spec.pixel_std) + logvar, PIXEL_LOGVAR_FLOOR))
+
+
+def _standard_prior(config: Config, y: jax.Array) -> Gaussian:
+    zeros = jnp.zeros((len(y), config.latent_size))
+    return Gaussian(zeros, zeros)
+
+
+def _matching_units(config: Config, spec: Spec, parts: Callable[[int], dict]) -> int:
+    """Returns the units at g's entrance with which networks come nearest to a CMMA's number of parameters."""
+    def count(networks: dict) -> int:
+        return count_parameters(jax.eval_shape(lambda key: _init(key, networks), jax.random.key(0)))
+
+    wanted = count_parameters(jax.eval_shape(cmma(config, spec).init, jax.random.key(0)))
+    few, more = count(parts(1)), count(parts(2))
+    return max(1, 1 + round((wanted - few) / (more - few)))
 
 
 def make_model(config: Config, spec: Spec) -> Model:

@@ -1,4 +1,4 @@
-"""The networks f, h, g and h2 in Flax Linen: they know shapes, not the paper's losses.
+"""The networks f, h, g, h2 and the discriminator in Flax Linen: they know shapes, not the paper's losses.
 
 Attributes reach them encoded: `a`, [B, 2A], the values with holes at 0 beside the mask of the known ones.
 Faces reach them centred on the mean face and scaled to unit deviation. Heads start at zero, so that a new
@@ -62,6 +62,18 @@ class PriorNetwork(nn.Module):
         return mean, logvar
 
 
+def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation) -> jax.Array:
+    """x: [B, H, W, 3], a: [B, 2A] or None -> [B, features]; inside a compact method, whose layers these become."""
+    features = x
+    for stage in range(STAGES):
+        features = activation(Conv(width * 2**stage, name=f"conv{stage}")(features))
+    features = features.reshape(len(x), -1)
+    if a is None:
+        return features
+    attributes = activation(nn.Dense(8 * width, name="attributes")(a))
+    return jnp.concatenate([features, attributes], -1)
+
+
 class PosteriorNetwork(nn.Module):
     """h: a face and its attributes to the mean and log-variance of q(z|x, y); convolutions (Fig. 5, top).
 
@@ -73,48 +85,72 @@ class PosteriorNetwork(nn.Module):
     linear_path: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x: [B, H, W, 3] centred and scaled, a: [B, 2A] -> two [B, J]."""
-        features = x
-        for stage in range(STAGES):
-            features = nn.relu(Conv(self.width * 2**stage, name=f"conv{stage}")(features))
-        attributes = nn.relu(nn.Dense(8 * self.width, name="attributes")(a))
-        features = jnp.concatenate([features.reshape(len(x), -1), attributes], -1)
+    def __call__(self, x: jax.Array, a: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """x: [B, H, W, 3] centred and scaled, a: [B, 2A], or None in a VAE -> two [B, J]."""
+        features = _image_features(x, a, self.width, nn.relu)
         mean = _head(self.latent_size, "mean")(features)
         logvar = _head(self.latent_size, "logvar")(features)
         if self.linear_path:
-            both = jnp.concatenate([x.reshape(len(x), -1), a], -1)
+            flat = x.reshape(len(x), -1)
+            both = flat if a is None else jnp.concatenate([flat, a], -1)
             mean += nn.Dense(self.latent_size, use_bias=False, name="linear")(both)
         return mean, logvar
+
+
+class DiscriminatorNetwork(nn.Module):
+    """A CGAN's discriminator: h with one head, the logit of "this face is real, given these attributes"."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, a: jax.Array) -> jax.Array:
+        """x: [B, H, W, 3] centred and scaled, a: [B, 2A] -> [B] logits."""
+        return nn.Dense(1, name="logit")(_image_features(x, a, self.width, nn.leaky_relu))[:, 0]
 
 
 class LikelihoodNetwork(nn.Module):
     """g: a latent to the mean and log-variance of p(x|z), a value a pixel; h's mirror image (Fig. 5, bottom).
 
-    With `linear_path` a single matrix from z to the mean stands beside the convolutions.
+    Attributes:
+      image_shape: (H, W, 3).
+      width: channels of the last stage before the heads.
+      linear_path: whether a single matrix from z to the mean stands beside the convolutions; attributes join z
+        before it by a matrix of their own.
+      hidden: softplus units beside z at the entrance, which see the attributes, or z where there are none.
+      heads: pictures that come out: mean and log-variance, or a generator's one.
+      head_init: how the heads start.
     """
 
     image_shape: tuple[int, int, int]
     width: int
     linear_path: bool
+    hidden: int = 0
+    heads: int = 2
+    head_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """z: [B, J] (a CVAE's: z beside the attributes) -> two [B, H, W, 3], centred and scaled."""
+    def __call__(self, z: jax.Array, a: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """z: [B, J], a: [B, 2A] where p(x|y, z) sees them -> `heads` pictures [B, H, W, 3], centred and scaled."""
         height, width, channels = self.image_shape
         rows, columns = height // 2**STAGES, width // 2**STAGES
         depth = self.width * 2 ** (STAGES - 1)
-        features = nn.relu(nn.Dense(rows * columns * depth, name="features")(z))
+        features = z
+        if self.hidden:
+            units = nn.softplus(nn.Dense(self.hidden, name="hidden")(z if a is None else a))
+            features = jnp.concatenate([z, units], -1)
+        features = nn.relu(nn.Dense(rows * columns * depth, name="features")(features))
         features = features.reshape(len(z), rows, columns, depth)
         for stage in range(STAGES - 1):
             features = nn.relu(ConvTranspose(depth // 2 ** (stage + 1), name=f"conv{stage}")(features))
-        heads = ConvTranspose(2 * channels, kernel_init=nn.initializers.zeros, name="heads")(features)
-        mean, logvar = jnp.split(heads, 2, -1)
+        pictures = ConvTranspose(self.heads * channels, kernel_init=self.head_init, name="heads")(features)
+        mean, *others = jnp.split(pictures, self.heads, -1)
         if self.linear_path:
+            if a is not None:
+                z += nn.Dense(z.shape[-1], use_bias=False, name="linear_attributes")(a)
             small = nn.initializers.normal(0.02)
             flat = nn.Dense(height * width * channels, use_bias=False, kernel_init=small, name="linear")(z)
             mean += flat.reshape(mean.shape)
-        return mean, logvar
+        return mean, *others
 
 
 class AttributeNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""The variational bound: pure, per-example terms, no reduction inside."""
+"""The variational bound, the importance-weighted bound and a CGAN's losses: pure, per-example terms."""
 
 from typing import NamedTuple
 
@@ -56,6 +56,8 @@ def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Arra
     reconstruction = sum_event(model.likelihood(params, z, y, mask).log_prob(x))
 
     def attribute_term(z: jax.Array, scored: jax.Array) -> jax.Array:
+        if model.attributes is None:
+            return jnp.zeros(len(x))
         return jnp.where(scored, model.attributes(params, z).log_prob(y), 0).sum(-1)
 
     return Terms(reconstruction, kl(q, p), attribute_term(jax.lax.stop_gradient(z), known),
@@ -85,6 +87,67 @@ def hide_attributes(key: jax.Array, mask: jax.Array, rate: float) -> jax.Array:
     return mask & (~hidden | (standard_uniform(each_key, mask.shape) < keep))
 
 
+def importance_weighted_bound(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array,
+                              mask: jax.Array, samples: int) -> jax.Array:
+    """Returns log 1/K sum_k p(x|z_k) p(z_k|y) / q(z_k|x, y), z_k ~ q(z|x, y): [B] nats.
+
+    Its expectation rises with K = `samples` from the variational bound, K = 1, towards log p(x|y) (Burda, Grosse
+    and Salakhutdinov 2016). One sample is in memory at a time. Arguments as for `elbo`.
+    """
+    q, p = model.posterior(params, x, y, mask), model.prior(params, y, mask)
+
+    def add(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
+        each = jax.random.fold_in(key, k) if key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(key, k)
+        z = q.sample(each)
+        log_weight = (sum_event(model.likelihood(params, z, y, mask).log_prob(x))
+                      + sum_event(p.log_prob(z)) - sum_event(q.log_prob(z)))
+        return jnp.logaddexp(total, log_weight), None
+
+    total, _ = jax.lax.scan(add, jnp.full(len(x), -jnp.inf), jnp.arange(samples))
+    return total - jnp.log(samples)
+
+
+class GanTerms(NamedTuple):
+    """What a CGAN's two players pay, an example each, in nats, and how the discriminator fares.
+
+    Attributes:
+      generator: [B] -log D(G(u, y), y), non-saturating (Goodfellow et al. 2014); no gradient for D.
+      discriminator: [B] -log D(x, y) - log(1 - D(G(u, y), y)); no gradient for G.
+      accuracy: [B] the share of the two, real and made, that D tells rightly.
+    """
+
+    generator: jax.Array
+    discriminator: jax.Array
+    accuracy: jax.Array
+
+
+def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array,
+                dropout: float) -> GanTerms:
+    """Returns a CGAN's losses; both players move at once, each by its own loss.
+
+    Args:
+      model: a CGAN.
+      params: its parameters.
+      key: one key, or [B] keys, one an example.
+      x: [B, H, W, 3] real faces in [0, 1].
+      y, mask: [B, A] their attributes, which are also the attributes asked of the generator: draws from the data.
+      dropout: fraction of the pixel values that the discriminator does not see, other ones of each face.
+    """
+    noise_key, real_key, fake_key = split_each(key, 3)
+    fixed = jax.lax.stop_gradient(params)
+    noise = model.prior(params, y, mask).sample(noise_key)
+    made = model.likelihood(params, noise, y, mask).mean
+
+    def logit(params: Params, key: jax.Array, x: jax.Array) -> jax.Array:
+        seen = standard_uniform(key, x.shape) >= dropout if dropout else jnp.ones_like(x, bool)
+        return model.discriminator(params, x, y, mask, seen)
+
+    real, unreal = logit(params, real_key, x), logit(params, fake_key, jax.lax.stop_gradient(made))
+    accuracy = 0.5 * ((real > 0).astype(x.dtype) + (unreal < 0))
+    return GanTerms(jax.nn.softplus(-logit(fixed, fake_key, made)), jax.nn.softplus(-real) + jax.nn.softplus(unreal),
+                    accuracy)
+
+
 def make_loss(model: Model, attribute_dropout: float, attribute_weight: float):
     """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), what training minimises.
 
@@ -98,5 +161,15 @@ def make_loss(model: Model, attribute_dropout: float, attribute_weight: float):
         terms = elbo(model, params, bound_key, x, y, seen, known=mask)
         gain = terms.bound + attribute_weight * (terms.attributes + terms.attributes_prior)
         return -gain / x[0].size, summary(terms)
+
+    return loss
+
+
+def make_adversarial_loss(model: Model, dropout: float):
+    """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), whose gradient moves both players."""
+
+    def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
+        terms = adversarial(model, params, key, x, y, mask, dropout)
+        return terms.generator + terms.discriminator, terms._asdict()
 
     return loss

@@ -148,3 +148,23 @@ def enable_compilation_cache() -> None:
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def over_devices(function: Callable[..., jax.Array], shared: int, devices: int) -> Callable[..., jax.Array]:
+    """Returns function compiled, the work split over local devices along a leading axis.
+
+    Args:
+      function: pure, of `shared` arguments that every device needs whole, then of [M, ...] arrays; returns [M, ...].
+      shared: how many of the first arguments those are.
+      devices: how many; they divide M.
+    """
+    if devices == 1:
+        return jax.jit(function)
+
+    def run(*args: Tree) -> jax.Array:
+        rows = [a.reshape(devices, -1, *a.shape[1:]) for a in args[shared:]]
+        mapped = jax.pmap(function, in_axes=(None,) * shared + (0,) * len(rows), devices=jax.local_devices()[:devices])
+        result = jax.device_get(mapped(*args[:shared], *rows))
+        return result.reshape(-1, *result.shape[2:])
+
+    return run

@@ -38,7 +38,7 @@ def fit_conditional_ppca(faces: Faces, spec: Spec, components: int, ridge: float
     centred = known * (a[:, :count] - mean)
     slopes = np.linalg.solve(centred.T @ centred + ridge * np.eye(count, dtype=np.float32), centred.T @ x)
     residuals = jnp.asarray(x - centred @ slopes)
-    axes, variances = _principal_axes(residuals, components)
+    axes, variances = principal_axes(residuals, components)
     left_over = jnp.square(residuals).sum() / len(x) - variances.sum()
     sigma2 = left_over / (residuals.shape[1] - components)
     scale = jnp.sqrt(jnp.maximum(variances - sigma2, 1e-6))
@@ -48,22 +48,29 @@ def fit_conditional_ppca(faces: Faces, spec: Spec, components: int, ridge: float
 
 
 def start_from_ppca(params: Params, ppca: ConditionalPPCA) -> Params:
-    """Returns a CMMA's fresh parameters with its linear paths set to a conditional PPCA.
+    """Returns a CMMA's, CVAE's or VAE's fresh parameters with its linear paths set to a conditional PPCA.
 
     The heads of the other paths are zero at the start, so the model is then exactly the linear one, with the
-    linear one's exact posterior, and what the networks learn is what lies beyond it.
+    linear one's exact posterior, and what the networks learn is what lies beyond it. A CMMA's latent is z = a C + u,
+    a CVAE's is u alone; a VAE wants a PPCA that was fitted with every attribute unknown.
     """
     to_z, w, sigma2 = ppca
     posterior_variance = sigma2 / (jnp.square(w).sum(1) + sigma2)  # [J]; diagonal because the rows are orthogonal
-    x_to_z = w.T * (posterior_variance / sigma2)[None]
-    f, h, g = (params[name] for name in ("f", "h", "g"))
+    from_x = w.T * (posterior_variance / sigma2)[None]
+    h, g = params["h"], params["g"]
     channels = g["heads"]["bias"].shape[0] // 2
-    return params | {
-        "f": f | {"linear": {"kernel": to_z}},
-        "h": h | {"linear": {"kernel": jnp.concatenate([x_to_z, to_z * posterior_variance[None]])},
-                  "logvar": h["logvar"] | {"bias": jnp.log(posterior_variance)}},
-        "g": g | {"linear": {"kernel": w},
-                  "heads": g["heads"] | {"bias": g["heads"]["bias"].at[channels:].set(jnp.log(sigma2))}}}
+    g = g | {"linear": {"kernel": w},
+             "heads": g["heads"] | {"bias": g["heads"]["bias"].at[channels:].set(jnp.log(sigma2))}}
+    h = h | {"logvar": h["logvar"] | {"bias": jnp.log(posterior_variance)}}
+    if "f" in params:
+        from_a = to_z * posterior_variance[None]
+        params = params | {"f": params["f"] | {"linear": {"kernel": to_z}}}
+    elif "linear_attributes" in g:
+        from_a = to_z * (posterior_variance - 1)[None]
+        g = g | {"linear_attributes": {"kernel": to_z}}
+    else:
+        from_a = to_z[:0]
+    return params | {"h": h | {"linear": {"kernel": jnp.concatenate([from_x, from_a])}}, "g": g}
 
 
 def _scaled(x: np.ndarray, spec: Spec) -> jax.Array:
@@ -71,7 +78,7 @@ def _scaled(x: np.ndarray, spec: Spec) -> jax.Array:
 
 
 @jax.jit(static_argnums=1)
-def _principal_axes(x: jax.Array, components: int) -> tuple[jax.Array, jax.Array]:
+def principal_axes(x: jax.Array, components: int) -> tuple[jax.Array, jax.Array]:
     """x: [N, D], centred -> ([J, D] orthonormal rows, [J] variances), largest first."""
     size = min(components + 100, *x.shape)
     q = jnp.linalg.qr(x.T @ jax.random.normal(jax.random.key(0), (len(x), size)))[0]

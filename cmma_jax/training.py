@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cmma_jax.config import Config
 from cmma_jax.data.dataset import Faces, batch_rows, mirror_some, pixels
 from cmma_jax.distributions import split_each
 from cmma_jax.errors import InputError
 from cmma_jax.parallel import Placement
+
+MOMENTUM_EPOCHS = 250  # over which sgd's momentum rises (Gauthier 2015)
 
 
 class TrainState(NamedTuple):
@@ -28,38 +31,41 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def make_optimizer(name: str, learning_rate: float, linear_rate: float, schedule: str, warmup_steps: int,
-                   clip_norm: float, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns the optimiser and its learning rate as a function of the step.
 
     adagrad starts with an accumulator of 0, as Torch7's does: with optax's 0.1 the first steps differ
     300-fold. Its first gradients stay in the accumulator for ever, so that it needs both the warm-up and the
-    clipping.
+    clipping. Parameters whose name begins with "linear" are the large matrices whose every weight Adam would
+    otherwise move as far as a small layer's: their updates are multiplied by `linear_rate`.
 
     Args:
-      name: "adam" or "adagrad".
-      learning_rate: the highest.
-      linear_rate: factor on the updates of the parameters under the name "linear", the large matrices whose
-        every weight Adam would otherwise move as far as a small layer's.
-      schedule: "constant", or "cosine" down to 0 at the last of `steps`.
-      warmup_steps: steps of linear warm-up.
-      clip_norm: global norm at which gradients are clipped.
-      steps: length of the training.
+      config: optimizer, learning_rate, schedule, warmup_steps, clip_norm, momentum, final_momentum, linear_rate,
+        discriminator_rate, epochs.
+      steps_per_epoch: gives the schedules' lengths in steps.
     """
-    warmup_steps = min(warmup_steps, steps // 2)
-    after = {"constant": optax.constant_schedule(learning_rate),
-             "cosine": optax.cosine_decay_schedule(learning_rate, max(steps - warmup_steps, 1))}[schedule]
-    warmup = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, max(warmup_steps, 1))
+    steps = steps_per_epoch * config.epochs
+    warmup_steps = min(config.warmup_steps, steps // 2)
+    highest = config.learning_rate
+    after = {"constant": optax.constant_schedule(highest),
+             "cosine": optax.cosine_decay_schedule(highest, max(steps - warmup_steps, 1))}[config.schedule]
+    warmup = optax.linear_schedule(highest / max(warmup_steps, 1), highest, max(warmup_steps, 1))
     rate = optax.join_schedules([warmup, after], [warmup_steps])
+    momentum = optax.linear_schedule(config.momentum, config.final_momentum, MOMENTUM_EPOCHS * steps_per_epoch)
     rule = {"adam": lambda: optax.adam(rate, b2=0.999),
-            "adagrad": lambda: optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-10)}[name]()
-    linear = optax.masked(optax.scale(linear_rate), _named_linear)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), rule, linear), rate
+            "adagrad": lambda: optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-10),
+            "sgd": lambda: optax.inject_hyperparams(optax.sgd)(rate, momentum)}[config.optimizer]()
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, rule, optax.masked(optax.scale(config.linear_rate), _named("linear")),
+                       optax.masked(optax.scale(config.discriminator_rate), _named("discriminator"))), rate
 
 
-def _named_linear(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: any(getattr(key, "key", "") == "linear" for key in path),
-                                            params)
+def _named(prefix: str) -> Callable[[Any], Any]:
+    def named(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: any(str(getattr(key, "key", "")).startswith(prefix) for key in path), params)
+
+    return named
 
 
 def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int, batch_size: int, mirror: bool,

@@ -13,7 +13,7 @@ from cmma_jax.training import TrainState, make_optimizer
 
 @pytest.fixture
 def state(small):
-    optimizer, _ = make_optimizer("adam", 1e-3, 1.0, "cosine", 1, 1.0, 10)
+    optimizer, _ = make_optimizer(Config(epochs=1), 10)
     return TrainState(jnp.int32(0), small.params, optimizer.init(small.params))
 
 
@@ -22,7 +22,7 @@ def save_all(folder, state, small, bounds):
         for step, bound in bounds.items():
             params = jax.tree.map(lambda a, step=step: a + step, state.params)
             checkpoints.save(state._replace(step=jnp.int32(step), params=params), small.config, small.data.spec,
-                             {"validation_bound": bound})
+                             {"score": bound})
 
 
 def test_state_config_and_data_description_come_back_exactly(tmp_path, state, small):
@@ -33,7 +33,7 @@ def test_state_config_and_data_description_come_back_exactly(tmp_path, state, sm
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     expected = state._replace(step=jnp.int32(7), params=jax.tree.map(lambda a: a + 7, state.params))
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
-    assert config == small.config and isinstance(config, Config) and metrics == {"validation_bound": 1.5}
+    assert config == small.config and isinstance(config, Config) and metrics == {"score": 1.5}
     assert spec.to_json() == small.data.spec.to_json()
     np.testing.assert_array_equal(spec.mean_face, small.data.spec.mean_face)
 

@@ -15,7 +15,8 @@ FLOORS = [
     {"networks"},
     {"models"},
     {"objectives", "sampling", "ppca"},
-    {"evaluation", "evaluation.bounds", "figures"},
+    {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
+     "evaluation.judges", "evaluation.embeddings", "figures"},
 ]
 GROUND = FLOORS[1]
 

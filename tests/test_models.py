@@ -1,5 +1,7 @@
 """Structure of the models, through gradients, and their behaviour at the edges."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from cmma_jax import layers
 from cmma_jax.config import Config
 from cmma_jax.data.dataset import Faces, make_dataset, pixels
 from cmma_jax.distributions import Bernoulli, Gaussian
-from cmma_jax.models import PIXEL_LOGVAR_FLOOR, cmma, count_parameters, encode_attributes
+from cmma_jax.models import MODELS, PIXEL_LOGVAR_FLOOR, cgan, cmma, count_parameters, cvae, encode_attributes, vae
 from cmma_jax.objectives import elbo
 
 
@@ -102,12 +104,78 @@ def test_image_networks_are_linens_layers(small):
     np.testing.assert_allclose(layers.conv(x, params["kernel"], params["bias"]), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_paper_model_has_the_papers_sizes(small):
-    """f: 73 attributes and their mask -> 800 -> two heads of 500; h and g: 64 -> 4 in four stages."""
+@pytest.fixture(scope="module")
+def lfw_like():
+    """A spec of LFW's sizes: 64x64 faces with 73 attributes."""
     mean_face = np.zeros((64, 64, 3), np.uint8)
     faces = Faces(np.stack([mean_face, mean_face + 255]), np.zeros((2, 73), np.float32), np.ones((2, 73), bool))
-    data = make_dataset("zeros", tuple(f"a{i}" for i in range(73)), "binary", faces, faces, faces)
-    shapes = jax.eval_shape(cmma(Config(linear_path=False), data.spec).init, jax.random.key(0))
+    return make_dataset("zeros", tuple(f"a{i}" for i in range(73)), "binary", faces, faces, faces).spec
+
+
+@pytest.mark.parametrize("name", ["cvae", "vae"])
+@pytest.mark.parametrize("linear_path", [False, True])
+def test_capacities_match_a_cmmas(lfw_like, name, linear_path):
+    config = Config(linear_path=linear_path)
+    counts = [count_parameters(jax.eval_shape(MODELS[m](config, lfw_like).init, jax.random.key(0)))
+              for m in ("cmma", name)]
+    assert counts[1] == pytest.approx(counts[0], rel=0.02)
+
+
+def random_params(model, spread=0.05):
+    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return jax.tree.unflatten(tree, [leaf + spread * jax.random.normal(key, leaf.shape)
+                                     for leaf, key in zip(leaves, keys, strict=True)])
+
+
+def test_a_cvaes_prior_has_no_parameters_and_its_likelihood_sees_attributes(small):
+    model = cvae(small.config, small.data.spec)
+    params = random_params(model)
+    x, y, mask = arrays(small)
+    full, z = jnp.ones_like(mask), jnp.ones((len(x), small.config.latent_size))
+    assert total(jax.grad(lambda p: total(model.prior(p, y, full)))(params)) == 0
+    assert total(jax.grad(lambda y: total(model.prior(params, y, full)))(y)) == 0
+    assert (jax.grad(lambda y: total(model.likelihood(params, z, y, full)))(y) != 0).all()
+    assert (jax.grad(lambda y: total(model.posterior(params, x, y, full)))(y) != 0).all()
+    np.testing.assert_array_equal(model.prior(params, y, full), 0)
+
+
+def test_a_vae_looks_at_no_attribute(small):
+    model = vae(small.config, small.data.spec)
+    params = random_params(model)
+    x, y, mask = arrays(small)
+
+    def bound(y):
+        return elbo(model, params, jax.random.key(0), x, y, jnp.ones_like(mask)).bound.sum()
+
+    np.testing.assert_array_equal(jax.grad(bound)(y), 0)
+    assert model.attributes is None and model.discriminator is None
+
+
+def test_a_cgan_sees_attributes_in_both_networks_and_stays_within_the_pixels_range(small):
+    model = cgan(small.config, small.data.spec)
+    params = random_params(model)
+    x, y, mask = arrays(small)
+    full, seen, z = jnp.ones_like(mask), jnp.ones_like(x, bool), jnp.full((len(x), small.config.latent_size), 3.0)
+    assert (jax.grad(lambda y: model.discriminator(params, x, y, full, seen).sum())(y) != 0).all()
+    assert (jax.grad(lambda y: total(model.likelihood(params, z, y, full).mean))(y) != 0).all()
+    face = model.likelihood(params, 100 * z, y, full).mean
+    assert 0 <= float(face.min()) and float(face.max()) <= 1
+    hidden = seen.at[:, 3, 5].set(False)
+    change = x.at[:, 3, 5].add(0.3)
+    np.testing.assert_array_equal(model.discriminator(params, x, y, full, hidden),
+                                  model.discriminator(params, change, y, full, hidden))
+
+
+def test_weight_variance_scales_a_cgans_initial_weights(small):
+    params = [jax.jit(cgan(dataclasses.replace(small.config, weight_variance=v), small.data.spec).init)(
+        jax.random.key(0)) for v in (1.0, 0.25)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a / 2, rtol=1e-6), *params)
+
+
+def test_paper_model_has_the_papers_sizes(lfw_like):
+    """f: 73 attributes and their mask -> 800 -> two heads of 500; h and g: 64 -> 4 in four stages."""
+    shapes = jax.eval_shape(cmma(Config(linear_path=False), lfw_like).init, jax.random.key(0))
     f, h, g = shapes["f"], shapes["h"], shapes["g"]
     assert f["hidden"]["kernel"].shape == (146, 800) and f["mean"]["kernel"].shape == (800, 500)
     assert [h[f"conv{i}"]["kernel"].shape for i in range(4)] == [(4, 4, 3, 32), (4, 4, 32, 64), (4, 4, 64, 128),

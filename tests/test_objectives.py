@@ -37,7 +37,7 @@ def linear_cmma() -> Model:
     def attributes(params, z):
         return Bernoulli(z @ A.T)
 
-    return Model(lambda key: None, prior, posterior, likelihood, attributes)
+    return Model(lambda key: None, prior, likelihood, posterior, attributes)
 
 
 def exact_log_likelihood(x, y):

@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 
 from cmma_jax.data.dataset import mirrored, pixels
-from cmma_jax.objectives import elbo
+from cmma_jax.models import MODELS
+from cmma_jax.objectives import elbo, importance_weighted_bound
 from cmma_jax.ppca import fit_conditional_ppca, start_from_ppca
 
 
@@ -41,13 +42,16 @@ def test_axes_and_noise_are_those_of_the_exact_eigen_decomposition(small, ppca):
     np.testing.assert_allclose(predicted @ ppca.z_to_x, a @ slopes @ vectors.T @ vectors, atol=2e-2)
 
 
-def test_a_fresh_cmma_started_from_it_has_its_exact_likelihood_as_the_bound(small, ppca):
+@pytest.mark.parametrize("name", ["cmma", "cvae", "vae"])
+def test_a_fresh_model_started_from_it_has_its_exact_likelihood_as_the_bound(small, ppca, name):
     """The whole model against a multivariate normal: networks, prior, posterior, likelihood and elbo at once."""
-    spec, faces = small.data.spec, small.data.validation
-    fresh = jax.jit(small.model.init)(jax.random.key(0))
-    params = start_from_ppca(fresh, ppca)
+    spec, faces, train = small.data.spec, small.data.validation, small.data.train
+    if name == "vae":
+        ppca = fit_conditional_ppca(train._replace(mask=np.zeros_like(train.mask)), spec, small.config.latent_size)
+    model = MODELS[name](small.config, spec)
+    params = start_from_ppca(jax.jit(model.init)(jax.random.key(0)), ppca)
     x, y, mask = pixels(jnp.asarray(faces.x)), jnp.asarray(faces.y), jnp.asarray(faces.mask)
-    bounds = jax.jit(jax.vmap(lambda key: elbo(small.model, params, key, x, y, mask).bound))(
+    bounds = jax.jit(jax.vmap(lambda key: elbo(model, params, key, x, y, mask).bound))(
         jax.random.split(jax.random.key(0), 300))
     w, sigma2 = np.float64(ppca.z_to_x), float(ppca.sigma2)
     a = np.concatenate([np.where(faces.mask, 2 * faces.y - 1, 0), faces.mask], 1)
@@ -56,6 +60,9 @@ def test_a_fresh_cmma_started_from_it_has_its_exact_likelihood_as_the_bound(smal
     exact = density.logpdf(difference) - w.shape[1] * np.log(spec.pixel_std)  # density of pixels, not scaled ones
     standard_error = bounds.std(0) / np.sqrt(len(bounds))
     assert (np.abs(bounds.mean(0) - exact) < 4.5 * standard_error + 1e-5 * np.abs(exact)).all()
+    # the posterior is exact, so that every importance weight is p(x|y) itself
+    weighted = importance_weighted_bound(model, params, jax.random.key(1), x, y, mask, 3)
+    np.testing.assert_allclose(weighted, exact, rtol=1e-4)
 
 
 def test_unknown_attributes_count_as_their_mean(small, ppca):

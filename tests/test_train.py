@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(undist
 
 
 def test_presets_and_flags():
-    assert train.parse([]) == PRESETS["default"]("synthetic")
+    assert train.parse([]) == PRESETS["default"]("cmma", "synthetic")
     paper = train.parse(["--preset=paper", "--dataset", "lfw", "--learning_rate=0.03"])
     assert (paper.optimizer, paper.epochs, paper.learning_rate, paper.linear_path) == ("adagrad", 500, 0.03, False)
     assert paper.run_path() == "runs/cmma-lfw"

@@ -7,12 +7,19 @@ import optax
 import pytest
 
 from cmma_jax import parallel
+from cmma_jax.config import Config
 from cmma_jax.data.dataset import mirror_some
 from cmma_jax.errors import InputError
 from cmma_jax.objectives import make_loss
 from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
 
 STEPS_PER_EPOCH = 6
+
+
+def settings(**more):
+    """One epoch of Adagrad at a constant rate, unclipped, unless said otherwise."""
+    return Config(**{"epochs": 1, "optimizer": "adagrad", "schedule": "constant", "warmup_steps": 0, "clip_norm": 0.0,
+                     "linear_rate": 1.0, **more})
 
 
 def start(small, optimizer):
@@ -22,7 +29,7 @@ def start(small, optimizer):
 
 def train(small, devices=1, how="pmap", epochs=4, state=None, loss=None, calls=3):
     """24 steps of training, all but the first 4 at the full rate."""
-    optimizer, _ = make_optimizer("adagrad", 0.05, 0.1, "constant", 4, 1.0, 24)
+    optimizer, _ = make_optimizer(settings(learning_rate=0.05, linear_rate=0.1, warmup_steps=4, clip_norm=1.0), 24)
     state = start(small, optimizer) if state is None else state
     placement = parallel.place(devices, how, small.config.batch_size)
     loss = loss or make_loss(small.model, 0.3, 1.0)
@@ -94,7 +101,7 @@ def test_every_step_and_every_example_has_its_own_noise(small):
 
 def test_adagrad_is_torchs():
     """Accumulator from 0, update g / (sqrt(sum of g^2) + eps): the first step is the learning rate itself."""
-    optimizer, rate = make_optimizer("adagrad", 0.1, 1.0, "constant", 0, 1e9, 100)
+    optimizer, rate = make_optimizer(settings(learning_rate=0.1), 100)
     params, total = jnp.asarray([1.0, -2.0]), np.zeros(2)
     state, expected = optimizer.init(params), np.asarray([1.0, -2.0])
     for i in range(5):
@@ -108,7 +115,7 @@ def test_adagrad_is_torchs():
 
 
 def test_learning_rate_warms_up_and_falls():
-    _, rate = make_optimizer("adam", 1e-3, 1.0, "cosine", 10, 1.0, 110)
+    _, rate = make_optimizer(settings(optimizer="adam", schedule="cosine", warmup_steps=10), 110)
     values = np.asarray([float(rate(i)) for i in range(111)])
     np.testing.assert_allclose(values[:10], 1e-4 + np.arange(10) * 9e-5, rtol=1e-5)
     assert values.argmax() == 10 and values[10] == pytest.approx(1e-3) and values[110] == pytest.approx(0, abs=1e-9)
@@ -117,13 +124,13 @@ def test_learning_rate_warms_up_and_falls():
 
 def test_linear_matrices_move_by_their_own_rate():
     params = {"h": {"linear": {"kernel": jnp.ones(3)}, "mean": {"kernel": jnp.ones(3)}}}
-    optimizer, _ = make_optimizer("adam", 0.1, 0.02, "constant", 0, 1e9, 10)
+    optimizer, _ = make_optimizer(settings(optimizer="adam", learning_rate=0.1, linear_rate=0.02), 10)
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["h"]["linear"]["kernel"], 0.02 * updates["h"]["mean"]["kernel"], rtol=1e-6)
 
 
 def test_gradients_are_clipped_before_the_optimiser_sees_them():
-    optimizer, _ = make_optimizer("adagrad", 1.0, 1.0, "constant", 0, 1.0, 10)
+    optimizer, _ = make_optimizer(settings(learning_rate=1.0, clip_norm=1.0), 10)
     params = jnp.zeros(2)
     _, state = optimizer.update(jnp.asarray([3e5, 4e5]), optimizer.init(params), params)
     sums = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
