@@ -1,73 +1,266 @@
 #!/usr/bin/env python3
-"""Evaluate a finished run: `python evaluate.py --run=runs/cmma-lfw --split=test`."""
+"""Evaluate finished runs: `python evaluate.py --parzen`. `--help` lists every flag."""
 
+import contextlib
 import dataclasses
+import io
 import pathlib
+import re
 import sys
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
+import numpy as np
 import tyro
 
 from cmma_jax import figures, parallel
-from cmma_jax.checkpoint import open_checkpoints
 from cmma_jax.data import load_dataset
+from cmma_jax.data.dataset import Dataset, Faces, spread
 from cmma_jax.errors import InputError
-from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, variational_bound
-from cmma_jax.models import make_model
+from cmma_jax.evaluation import baselines, embeddings, judges, table
+from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, importance_weighted, variational_bound
+from cmma_jax.evaluation.diversity import diversity, generated_faces
+from cmma_jax.evaluation.parzen import Sampler, model_sampler, parzen
+from cmma_jax.models import count_parameters
+from cmma_jax.runs import Run, find_runs, load_run
+
+HELP = """Compare finished runs on faces that they were not trained on.
+
+  python evaluate.py                                 the bounds of the newest finished run of each model
+  python evaluate.py --parzen                        the whole table: Parzen windows, baselines, judges
+  python evaluate.py --run=runs/cmma-lfw --split=validation --picture=faces.png
+
+The table is printed and written as results-<dataset>-<split>.json, .csv and .md into --runs_dir. All figures are
+nats a face, pixels in [0, 1], constants kept; +- is the standard error of the mean over faces, or, where a system
+was trained with several seeds, the standard deviation over them. A Parzen estimate that was interrupted goes on
+where it stopped, with the same command."""
+
+SIGMA_FACES = 50  # validation faces on which a Parzen window's sigma is chosen
+PARZEN_SAMPLES = {"cpu": 1000}  # a GPU or TPU takes 10,000, the convention; 2 CPU cores would take hours for it
+
+
+class Tools(NamedTuple):
+    """What looks at generated faces, where it is there.
+
+    Attributes:
+      judge: an attribute classifier.
+      embedded: [N, 128] embeddings of the real faces.
+    """
+
+    judge: judges.Judge | None
+    embedded: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """The variational bound of a run's best checkpoint, on one part of its data, with its standard error."""
+    """What evaluate.py measures, and on what."""
 
-    run: str = "runs/cmma-synthetic"
-    """The run's folder."""
-    split: Literal["train", "validation", "test"] = "validation"
-    """Which faces; the best checkpoint was chosen on validation."""
+    parzen: bool = False
+    """Parzen-window estimates, the baselines and the judges too."""
+    run: str = ""
+    """One run's folder; empty: the newest finished run of each model, with its other seeds."""
+    runs_dir: str = "runs"
+    """Where runs are looked for, and where the table is written."""
+    model: str = ""
+    """Only this model: cmma, cvae, vae or cgan."""
+    dataset: str = ""
+    """Only runs on this data set; empty: that of the newest run."""
     data_dir: str = ""
     """Folder of the data set's files; empty: where the run found them."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which faces. Choose on validation, report on test."""
+    limit: int = 200
+    """Faces whose Parzen figure is taken, spread over the split; the bounds take all of it."""
+    samples: int = 0
+    """Parzen windows a face, N; 0: 1,000 on a CPU, 10,000 on a GPU."""
+    iwae: int = 50
+    """Samples of z a face in the importance-weighted bound, K."""
+    judge: str = ""
+    """The attribute classifier's file; empty: <runs_dir>/judge-<dataset>/judge.msgpack if it is there."""
+    unfinished: bool = False
+    """Take runs whose training has not come to its end."""
+    batch_size: int = 200
+    """Samples decoded at once in a Parzen estimate."""
+    seed: int = 0
+    """Of every sample drawn here."""
     picture: str = ""
-    """Also write a PNG of these faces: originals; reconstructions with and without their attributes; faces at the
-    prior's mean for the attributes; random samples for them."""
+    """With one run: also write a PNG of faces of the split: originals; reconstructions with and without their
+    attributes; faces at the prior's mean for the attributes; random samples for them."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("limit", 1), ("samples", 0), ("iwae", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name}={getattr(self, name)} is out of range; give {least} or more")
 
 
 def evaluate(arguments: Arguments) -> None:
-    """Prints the bound, its parts and bits/dim of the best checkpoint."""
+    """Measures every run that the arguments name, prints the table and writes it."""
     parallel.enable_compilation_cache()
-    folder = pathlib.Path(arguments.run) / "checkpoints"
-    if not folder.is_dir():
-        raise InputError(f"no run in {arguments.run}; give --run=FOLDER, or train one: python train.py")
-    with open_checkpoints(folder) as checkpoints:
-        best = checkpoints.best_step()
-        config, spec, _ = checkpoints.facts(best)
-        data = load_dataset(config.dataset, arguments.data_dir or config.data_dir, kind=config.attributes,
-                            image_size=config.image_size)
-        if data.spec.to_json() != spec.to_json():
-            raise InputError(f"the run in {arguments.run} was trained on other data; give its --data_dir")
-        model = make_model(config, spec)
-        params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), best)
+    paths = [pathlib.Path(arguments.run)] if arguments.run else find_runs(
+        arguments.runs_dir, arguments.model, arguments.dataset, arguments.unfinished)
+    first = load_run(paths[0], arguments.unfinished)
+    data = load_data(first, arguments)
     faces = getattr(data, arguments.split)
-    if arguments.picture:
-        figures.save_picture(figures.progress(model, params, faces), pathlib.Path(arguments.picture))
-    exact = variational_bound(model, params, faces)
-    smooth = variational_bound(model, params, faces, as_pixels=dequantised_pixels)
-    print(f"{config.model} on {spec.dataset}, {arguments.split}, {faces.size:,} faces, step {best}, 1 sample of z\n"
-          f"bound           {exact['bound']:,.0f} +- {exact['bound_stderr']:,.0f} nats a face, pixels in [0, 1]\n"
-          f"reconstruction  {exact['reconstruction']:,.0f}\n"
-          f"KL              {exact['kl']:,.0f}, {exact['active_latents']} of {config.latent_size} latents active\n"
-          f"log q(y|z)      {exact['attributes']:,.1f} at posterior samples, {exact['attributes_prior']:,.1f} at prior "
-          f"samples; in no bound\n"
-          f"bits/dim        {bits_per_dimension(smooth['bound'], spec.dimensions):.3f} (uniform dequantisation)")
+    samples = arguments.samples or PARZEN_SAMPLES.get(jax.default_backend(), 10_000)
+    tools = find_tools(arguments, data, faces)
+    print(f"{data.spec.dataset}, {arguments.split}, {faces.size:,} faces; K = {arguments.iwae}"
+          + (f"; Parzen: N = {samples:,}, {min(arguments.limit, faces.size)} faces, sigma chosen on "
+             f"{min(SIGMA_FACES, data.validation.size)} validation faces" if arguments.parzen else ""), flush=True)
+    results = {}
+    for path in paths:
+        run = first if path == paths[0] else load_run(path, arguments.unfinished)
+        check_data(run, data)
+        print(f"{run.system}: {path}, seed {run.config.seed}, step {run.step}, {run.epoch} epochs", flush=True)
+        results.setdefault(run.system, []).append(measure(run, data, faces, arguments, samples, tools))
+        if arguments.picture and len(paths) == 1:
+            figures.save_picture(figures.progress(run.model, run.params, faces), pathlib.Path(arguments.picture))
+    rows = {system: table.over_seeds(several) for system, several in results.items()}
+    if arguments.parzen:
+        rows |= measure_baselines(data, faces, arguments, samples)
+        rows["real faces"] = {"diversity": (1.0, None)} | look(faces.x / np.float32(255), faces, tools, real=True)
+    heading = (f"{data.spec.dataset}, {arguments.split}, {faces.size:,} faces; nats a face, pixels in [0, 1]; "
+               f"importance-weighted with K = {arguments.iwae}"
+               + (f"; Parzen with N = {samples:,} on {min(arguments.limit, faces.size)} faces" if arguments.parzen
+                  else ""))
+    print("\n" + table.to_markdown(rows))
+    folder = paths[0] if arguments.run else pathlib.Path(arguments.runs_dir)
+    stem = folder / f"results-{data.spec.dataset.replace('/', '-')}-{arguments.split}"
+    print("written to " + ", ".join(str(path) for path in table.write(rows, stem, heading)))
+
+
+def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples: int,
+            tools: Tools) -> table.Figures:
+    """Returns a run's figures: {name: (value, error)}."""
+    found = {"parameters": (count_parameters(run.params), None)}
+    if run.model.posterior:
+        exact = variational_bound(run.model, run.params, faces, arguments.seed)
+        smooth = variational_bound(run.model, run.params, faces, arguments.seed, as_pixels=dequantised_pixels)
+        weighted = importance_weighted(run.model, run.params, faces, arguments.iwae, arguments.seed)
+        scale = bits_per_dimension(0.0, 1) - bits_per_dimension(1.0, 1)  # bits a nat
+        found |= {"bound": (exact["bound"], exact["bound_stderr"]),
+                  "iwae": (weighted["iwae"], weighted["iwae_stderr"]),
+                  "reconstruction": (exact["reconstruction"], None), "kl": (exact["kl"], None),
+                  "bits_per_dim": (bits_per_dimension(smooth["bound"], data.spec.dimensions),
+                                   scale * smooth["bound_stderr"] / data.spec.dimensions),
+                  "active_latents": (exact["active_latents"], None)}
+    if not arguments.parzen:
+        return found
+    few = spread(faces, arguments.limit)
+    sampler = model_sampler(run.model, run.params, conditional=run.config.model != "vae")
+    made, real = generated_faces(run.model, run.params, faces, arguments.seed), faces.x / np.float32(255)
+    found |= {"diversity": (diversity(made, real), None)}
+    found |= measure_parzen(sampler, data, few, arguments, samples, run)
+    return found | look(made, faces, tools)
+
+
+def measure_parzen(sampler: Sampler, data: Dataset, few: Faces, arguments: Arguments, samples: int,
+                   run: Run | None = None, name: str = "") -> table.Figures:
+    """Returns a Parzen figure; a run's is kept beside it, face by face, so that a second call goes on."""
+    save = None
+    if run:
+        save = run.path / "evaluation" / (f"parzen-{arguments.split}-step{run.step}-N{samples}-faces{few.size}"
+                                          f"-seed{arguments.seed}")
+        save.parent.mkdir(exist_ok=True)
+    found = parzen(sampler, spread(data.validation, SIGMA_FACES), few, samples, arguments.seed, arguments.batch_size,
+                   save, name or run.system)
+    return {"parzen": (found["parzen"], found["parzen_stderr"]), "parzen_sigma": (found["parzen_sigma"], None),
+            "parzen_samples": (samples, None), "parzen_faces": (few.size, None)}
+
+
+def measure_baselines(data: Dataset, faces: Faces, arguments: Arguments, samples: int) -> dict[str, table.Figures]:
+    """Returns the figures of models that need no training: their exact log-likelihoods, and Parzen figures."""
+    print("baselines: mean face, linear regression, conditional PPCA", flush=True)
+    few, rows = spread(faces, arguments.limit), {}
+    for baseline in baselines.fit_baselines(data):
+        values = baseline.log_likelihood(faces)
+        rows[baseline.name] = {"parameters": (baseline.parameters, None),
+                               "exact": (float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))}
+        if baseline.sample:
+            rows[baseline.name] |= measure_parzen(Sampler(baseline.sample, baseline.params), data, few, arguments,
+                                                  samples, name=baseline.name)
+    return rows
+
+
+def load_data(run: Run, arguments: Arguments) -> Dataset:
+    """Returns the data that a run was trained on; raises InputError if other data lies there."""
+    data = load_dataset(run.config.dataset, arguments.data_dir or run.config.data_dir, kind=run.config.attributes,
+                        image_size=run.config.image_size)
+    check_data(run, data)
+    return data
+
+
+def check_data(run: Run, data: Dataset) -> None:
+    """Raises InputError if a run was trained on other data, or on other attributes of it."""
+    mine, theirs = run.spec.to_json(), data.spec.to_json()
+    if mine == theirs:
+        return
+    where = f"the run in {run.path} was trained on other data"
+    if mine["dataset"] != theirs["dataset"]:
+        raise InputError(f"{where}: {mine['dataset']}, not {theirs['dataset']}; give --dataset={mine['dataset']}")
+    if mine["attributes"] != theirs["attributes"]:
+        other = sorted(set(mine["attributes"]) ^ set(theirs["attributes"]))[:3]
+        raise InputError(f"{where}: its attributes differ from those of this {theirs['dataset']}, for instance "
+                         f"{', '.join(other) or 'in their order'}; give the run's own --data_dir")
+    raise InputError(f"{where}: its faces are not those found here; give the run's own --data_dir")
+
+
+def find_tools(arguments: Arguments, data: Dataset, faces: Faces) -> Tools:
+    """Returns the judges that there are; says how to get those that there are not."""
+    if not arguments.parzen:
+        return Tools(None, None)
+    path = judges.judge_path(arguments.judge or pathlib.Path(arguments.runs_dir)
+                             / f"judge-{data.spec.dataset.replace('/', '-')}")
+    judge = None
+    if arguments.judge or path.exists():
+        judge = judges.load_judge(path, data.spec)
+        print(f"judged by {judge.visible.sum()} attributes, with an AUC of {judges.VISIBLE_AUC} or more on real faces: "
+              + ", ".join(name for name, seen in zip(judge.attributes, judge.visible, strict=True) if seen))
+    elif data.spec.kind == "binary":
+        print(f"no judge of attributes in {path}; make one: {judges.COMMAND} --dataset={data.spec.dataset} "
+              "--data_dir=DIR")
+    try:
+        return Tools(judge, embeddings.embed_dlib(faces.x / np.float32(255)))
+    except InputError as error:
+        print(f"left out: {error}")
+        return Tools(judge, None)
+
+
+def look(x: np.ndarray, faces: Faces, tools: Tools, real: bool = False) -> table.Figures:
+    """Returns what the judges say of faces x made for the attributes of a set, or of that set itself."""
+    found = {}
+    if tools.judge:
+        said = judges.scores(tools.judge, x, faces.y, faces.mask)
+        found |= {name: (said[name], said[f"{name}_stderr"]) for name in ("balanced_accuracy", "cosine")}
+        found |= {f"accuracy {name}": (value, None) for name, value in said["per_attribute"].items()}
+    if tools.embedded is not None:
+        found["fd_dlib"] = (embeddings.fd_floor(tools.embedded, 0) if real else
+                            (embeddings.frechet_distance(embeddings.embed_dlib(x), tools.embedded), None))
+    return found
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Returns the arguments of a command line; raises InputError, one line, for what is wrong with them."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Arguments, description=HELP, args=argv)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        words = re.sub(r"[─-╿]", " ", said.getvalue()).split("For full helptext")[0]
+        raise InputError(" ".join(words.split()) + " (evaluate.py --help lists every flag)") from None
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns its exit code: 2 for bad input."""
+    """Runs the command line; returns its exit code: 2 for bad input, 130 for an interrupt."""
     try:
-        evaluate(tyro.cli(Arguments, args=argv))
+        evaluate(parse(argv))
     except InputError as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nevaluate.py: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
     return 0
 
 

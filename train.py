@@ -22,7 +22,7 @@ from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset, Faces, Spec, mirrored, spread
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, variational_bound
-from cmma_jax.evaluation.diversity import diversity
+from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import SIGMAS, model_sampler, parzen_log_likelihood
 from cmma_jax.models import Model, count_parameters, make_model
 from cmma_jax.objectives import make_adversarial_loss, make_loss
@@ -189,7 +189,8 @@ def validate(model: Model, params, faces: Faces) -> dict[str, float]:
     few = spread(faces, GAN_FACES)
     curve = parzen_log_likelihood(model_sampler(model, params), few, GAN_SAMPLES, SIGMAS, chunk=GAN_SAMPLES)
     best = float(curve.mean(0).max())
-    return {"parzen": best, "diversity": diversity(model, params, few), RANKED_BY: best}
+    return {"parzen": best, "diversity": diversity(generated_faces(model, params, few), few.x / 255),
+            RANKED_BY: best}
 
 
 def fresh_state(model: Model, optimizer, seed: int) -> TrainState:

@@ -14,9 +14,9 @@ FLOORS = [
      "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
     {"networks"},
     {"models"},
-    {"objectives", "sampling", "ppca"},
+    {"objectives", "sampling", "ppca", "runs"},
     {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
-     "evaluation.judges", "evaluation.embeddings", "figures"},
+     "evaluation.judges", "evaluation.embeddings", "evaluation.table", "figures"},
 ]
 GROUND = FLOORS[1]
 

@@ -2,15 +2,16 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cmma_jax.data.dataset import Faces, pixels
+from cmma_jax.errors import InputError
 from cmma_jax.models import Model, Params
-from cmma_jax.objectives import elbo, summary
+from cmma_jax.objectives import elbo, importance_weighted_bound, summary
 
 ACTIVE_NATS = 0.01  # a latent is active where its posterior says more than this beyond its prior, on average
 
@@ -39,17 +40,49 @@ def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0,
     not depend on batch_size beyond rounding.
     """
     terms, kl_latents = [], 0.0
-    for start in range(0, faces.size, batch_size):
-        rows = np.arange(start, start + batch_size)
-        inside = rows < faces.size
-        batch = jax.tree.map(lambda a, rows=rows: a[np.minimum(rows, faces.size - 1)], faces)
+    for rows, inside, batch in _batches(faces, batch_size):
         part, kl = _batch_terms(model, as_pixels, params, batch, rows, seed)
         terms.append(jax.tree.map(lambda a, inside=inside: np.asarray(a, np.float64)[inside], part))
         kl_latents += np.asarray(kl, np.float64)[inside].sum(0)
     every = {name: np.concatenate([part[name] for part in terms]) for name in terms[0]}
     result = {name: float(values.mean()) for name, values in every.items()}
-    stderr = float(every["bound"].std(ddof=1) / math.sqrt(faces.size)) if faces.size > 1 else math.nan
-    return result | {"bound_stderr": stderr, "active_latents": int((kl_latents / faces.size > ACTIVE_NATS).sum())}
+    return result | {"bound_stderr": _stderr(every["bound"]),
+                     "active_latents": int((kl_latents / faces.size > ACTIVE_NATS).sum())}
+
+
+def importance_weighted(model: Model, params: Params, faces: Faces, samples: int, seed: int = 0,
+                        batch_size: int = 100) -> dict[str, float]:
+    """Returns the mean importance-weighted bound over faces, K = `samples` of z each, in nats a face.
+
+    Keys: iwae, iwae_stderr (the standard error of the mean over faces), iwae_samples. Noise as in
+    `variational_bound`.
+
+    Raises:
+      InputError: K is not a number above 0.
+    """
+    if samples < 1:
+        raise InputError(f"--iwae={samples}: the importance-weighted bound needs at least 1 sample")
+    values = np.concatenate([
+        np.asarray(_batch_weighted(model, params, batch, rows, seed, samples), np.float64)[inside]
+        for rows, inside, batch in _batches(faces, batch_size)])
+    return {"iwae": float(values.mean()), "iwae_stderr": _stderr(values), "iwae_samples": samples}
+
+
+def _batches(faces: Faces, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, Faces]]:
+    """Yields ([B] row numbers, [B] whether they are there, faces); the last batch is filled up with its last face."""
+    for start in range(0, faces.size, batch_size):
+        rows = np.arange(start, start + batch_size)
+        yield rows, rows < faces.size, jax.tree.map(lambda a, rows=rows: a[np.minimum(rows, faces.size - 1)], faces)
+
+
+def _stderr(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _batch_weighted(model, params, batch, rows, seed, samples):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+    return importance_weighted_bound(model, params, keys, pixels(batch.x), batch.y, batch.mask, samples)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -1,29 +1,45 @@
-"""Whether a model's faces differ from one another as real ones do."""
+"""Faces generated for a set's attributes, and whether they differ from one another as real ones do."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cmma_jax.data.dataset import Faces, pixels
+from cmma_jax.data.dataset import Faces
 from cmma_jax.models import Model, Params
 from cmma_jax.sampling import generate
 
 
-def diversity(model: Model, params: Params, faces: Faces, seed: int = 0) -> float:
-    """Returns the mean distance between two generated faces over that between two of the real ones.
+def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100) -> np.ndarray:
+    """Returns a random face for the attributes of each of N faces: [N, H, W, 3] in [0, 1].
 
-    One face is generated for the attributes of each real one; distances are Euclidean, over all pairs. Near 0 the
-    model has collapsed; 1 is the spread of the data.
+    A face's noise comes from the seed and its row alone.
     """
-    return float(_ratio(model, params, jax.random.key(seed), *jax.tree.map(jnp.asarray, tuple(faces))))
+    made = []
+    for start in range(0, faces.size, batch_size):
+        rows = np.arange(start, start + batch_size)  # the last batch is filled up, so that one program does for all
+        there = np.minimum(rows, faces.size - 1)
+        batch = _batch(model, params, seed, rows, faces.y[there], faces.mask[there])
+        made.append(np.asarray(batch)[rows < faces.size])
+    return np.concatenate(made)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _ratio(model, params, key, x, y, mask):
-    return mean_pair_distance(generate(model, params, key, y, mask)) / mean_pair_distance(pixels(x))
+def _batch(model, params, seed, rows, y, mask):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+    return generate(model, params, keys, y, mask)
 
 
+def diversity(made: np.ndarray, real: np.ndarray) -> float:
+    """Returns the mean distance between two generated faces over that between two real ones, Euclidean, all pairs.
+
+    Near 0 the model has collapsed; 1 is the spread of the data. made, real: [N, H, W, 3] in [0, 1].
+    """
+    return float(mean_pair_distance(jnp.asarray(made)) / mean_pair_distance(jnp.asarray(real)))
+
+
+@jax.jit
 def mean_pair_distance(x: jax.Array) -> jax.Array:
     """Returns the mean Euclidean distance over all pairs of the [N, ...] faces."""
     flat = x.reshape(len(x), -1)

@@ -1,0 +1,406 @@
+"""A judge of generated faces: an attribute classifier that saw real training faces only.
+
+It tells whether a face shows the attributes that were asked for. Its figures on real test faces are the ceiling
+of those on generated ones: what it gets wrong there is the labels' or its own fault.
+
+  python -m cmma_jax.evaluation.judges train --dataset=lfw --data_dir=DIR
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import serialization
+from scipy.stats import rankdata
+from tqdm import tqdm
+
+from cmma_jax import parallel
+from cmma_jax.config import Config
+from cmma_jax.data import load_dataset
+from cmma_jax.data.dataset import Dataset, Spec
+from cmma_jax.distributions import Bernoulli, split_each
+from cmma_jax.errors import InputError
+from cmma_jax.networks import STAGES, Conv
+from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
+
+FILE = "judge.msgpack"
+COMMAND = "python -m cmma_jax.evaluation.judges train"
+VISIBLE_AUC = 0.75  # below it the judge, or the label, says too little of a face to judge another's by
+BATCH = 100  # faces judged at a time
+STEPS_PER_CALL = 10  # so that the bar moves on a CPU, where a step takes a good part of a second
+
+HELP = f"""Train the judge: a classifier of attributes, on real training faces alone.
+
+  {COMMAND} --dataset=lfw --data_dir=DIR
+
+It writes OUT/{FILE}: the epoch with the best mean AUC on the validation faces, and for each attribute the
+threshold that suits those faces best. An attribute counts as visible where its AUC is {VISIBLE_AUC} or more; only
+those enter a model's scores. At the end stand the scores of the real test faces, a model's ceiling."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a judge is trained; every field is a flag of the command line."""
+
+    dataset: str = "synthetic"
+    """synthetic (embedded), lfw, folder, or tfds/NAME; its attributes must be binary."""
+    data_dir: str = "data"
+    """Folder of the data set's files; synthetic needs none."""
+    image_size: int = 64
+    """Height and width of the faces, a multiple of 16; synthetic and lfw have 64."""
+    out: str = ""
+    """Folder of the judge; empty: runs/judge-<dataset>."""
+    epochs: int = 12
+    """Passes over the training faces; the best by validation AUC is kept."""
+    batch_size: int = 100
+    """Faces a step."""
+    learning_rate: float = 1e-3
+    """Of Adam, the highest; a cosine leads it down to 0."""
+    width: int = 32
+    """Channels of the first convolution; each of the four stages doubles them."""
+    hidden: int = 256
+    """Units of the dense layer."""
+    dropout: float = 0.5
+    """Fraction of those units left out for each face and step."""
+    seed: int = 0
+    """Of the parameters, the order of the faces, and the noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "epochs", "batch_size", "learning_rate", "width", "hidden"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name}={getattr(self, name)} is out of range; give a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout={self.dropout} is out of range; give from 0 to below 1")
+
+    def out_path(self) -> pathlib.Path:
+        """Returns `out`, or where the judge lies if it was not given."""
+        return pathlib.Path(self.out or f"runs/judge-{self.dataset.replace('/', '-')}")
+
+
+class Judge(NamedTuple):
+    """A trained judge with what it is good for.
+
+    Attributes:
+      attributes: A names.
+      params: of `Classifier`.
+      thresholds: [A], an attribute is judged present where its probability is above.
+      auc: [A], area under the ROC curve on the validation faces; NaN where they have one class alone.
+      visible: [A] bool, where that area is at least `VISIBLE_AUC`.
+      attribute_mean: [A], the fraction of the training faces that have the attribute.
+      dataset: name of the data set.
+    """
+
+    attributes: tuple[str, ...]
+    params: dict
+    thresholds: np.ndarray
+    auc: np.ndarray
+    visible: np.ndarray
+    attribute_mean: np.ndarray
+    dataset: str
+
+
+class Classifier(nn.Module):
+    """Attribute logits of faces: four strided convolutions and a dense layer with dropout."""
+
+    attributes: int
+    width: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keep: jax.Array) -> jax.Array:
+        """x: [B, H, W, 3] in [0, 1]; keep: [B, hidden], factors on the dense layer's units -> [B, A]."""
+        features = 4 * x - 2  # about centred, deviation about 1
+        for stage in range(STAGES):
+            features = nn.relu(Conv(self.width * 2**stage, name=f"conv{stage}")(features))
+        features = nn.relu(nn.Dense(self.hidden, name="dense")(features.reshape(len(x), -1)))
+        return nn.Dense(self.attributes, name="logits")(features * keep)
+
+
+def classifier_of(params: dict) -> Classifier:
+    """Returns the network whose parameters these are."""
+    return Classifier(len(params["logits"]["bias"]), len(params["conv0"]["bias"]), len(params["dense"]["bias"]))
+
+
+def shift(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Moves each face by up to H/16 pixels each way, its border repeated; keys: [B], x: [B, H, W, 3]."""
+    most = x.shape[1] // 16
+    padded = jnp.pad(x, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
+    corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * most + 1))(keys)
+    return jax.vmap(lambda face, at: jax.lax.dynamic_slice(face, (at[0], at[1], 0), x.shape[1:]))(padded, corners)
+
+
+def make_judge_loss(network: Classifier, dropout: float) -> Callable:
+    """Returns the loss of `make_step`: binary cross-entropy, in nats an attribute, unknown ones counted as 0."""
+
+    def loss(params, keys, x, y, mask):
+        shift_keys, drop_keys = split_each(keys, 2)
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - dropout, (network.hidden,)))(drop_keys)
+        logits = network.apply({"params": params}, shift(shift_keys, x), kept / (1 - dropout))
+        return -jnp.where(mask, Bernoulli(logits).log_prob(y), 0).mean(-1), {}
+
+    return loss
+
+
+def train_judge(data: Dataset, settings: Settings) -> Judge:
+    """Trains on the training faces; epoch and thresholds are chosen on the validation faces. Shows a bar.
+
+    Raises:
+      InputError: attributes are not binary, there are too few faces, or no attribute turned out visible.
+    """
+    if data.spec.kind != "binary":
+        raise InputError(f"a judge needs binary attributes; those of data set {data.spec.dataset!r} are real-valued")
+    if data.train.size < settings.batch_size:
+        raise InputError(f"{data.train.size} training faces are fewer than --batch_size={settings.batch_size}; "
+                         f"give --batch_size={max(1, data.train.size // 2)}")
+    network = Classifier(len(data.spec.attributes), settings.width, settings.hidden)
+    steps = data.train.size // settings.batch_size
+    optimizer, _ = make_optimizer(Config(learning_rate=settings.learning_rate, epochs=settings.epochs), steps)
+    params = _init(network, data.spec, settings.seed)
+    placement = parallel.place(1, "pmap", settings.batch_size)
+    step = make_step(make_judge_loss(network, settings.dropout), optimizer, settings.seed, settings.batch_size, True,
+                     placement)
+    per_call = max(n for n in range(1, STEPS_PER_CALL + 1) if steps % n == 0)
+    x, y, mask = data.validation.x / np.float32(255), data.validation.y, data.validation.mask
+    best, best_auc, said = params, -math.inf, ""
+    with tqdm(total=steps * settings.batch_size * settings.epochs, unit=" faces", dynamic_ncols=True) as bar:
+        for now, means in fit(make_run(step, placement), TrainState(jnp.int32(0), params, optimizer.init(params)),
+                              data.train, placement, steps, settings.epochs, per_call):
+            bar.set_postfix_str(f"loss {means['loss'].mean():.4f}{said}", refresh=False)
+            bar.update(per_call * settings.batch_size)
+            if int(now.step) % steps:
+                continue
+            mean_auc = _mean(aucs(_probabilities(now.params, x), y, mask))
+            if mean_auc > best_auc:
+                best, best_auc = jax.tree.map(np.array, now.params), mean_auc  # copied: the state is donated
+            said = f", validation AUC {mean_auc:.4f} (best {best_auc:.4f})"
+            bar.set_postfix_str(f"loss {means['loss'].mean():.4f}{said}")
+    p = _probabilities(best, x)
+    auc = aucs(p, y, mask)
+    thresholds = [best_threshold(p[mask[:, a], a], y[mask[:, a], a] > 0) for a in range(y.shape[1])]
+    judge = Judge(data.spec.attributes, best, np.asarray(thresholds), auc, _visible(auc),
+                  np.asarray(data.spec.attribute_mean), data.spec.dataset)
+    if not judge.visible.any():
+        raise InputError(f"no attribute reached a validation AUC of {VISIBLE_AUC} (their mean is {best_auc:.3f}): "
+                         "nothing to judge by; give more --epochs, or more faces")
+    return judge
+
+
+def _init(network: Classifier, spec: Spec, seed: int) -> dict:
+    x, keep = jnp.zeros((1, *spec.image_shape)), jnp.ones((1, network.hidden))
+    return jax.jit(network.init)(jax.random.fold_in(jax.random.key(seed), 0), x, keep)["params"]
+
+
+def _visible(auc: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(auc) >= VISIBLE_AUC
+
+
+def _mean(values: np.ndarray) -> float:
+    """Returns the mean of those that are not NaN; NaN if none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def aucs(p: np.ndarray, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns the area under each attribute's ROC curve, over its known faces; p, y, mask: [N, A] -> [A]."""
+    return np.asarray([rank_auc(p[mask[:, a], a], y[mask[:, a], a] > 0) for a in range(y.shape[1])])
+
+
+def rank_auc(p: np.ndarray, positive: np.ndarray) -> float:
+    """Returns P(p of a positive > p of a negative), a tie as half (Mann-Whitney); NaN without both classes."""
+    n = int(positive.sum())
+    if not 0 < n < len(p):
+        return math.nan
+    return float((rankdata(p)[positive].sum() - n * (n + 1) / 2) / (n * (len(p) - n)))
+
+
+def best_threshold(p: np.ndarray, positive: np.ndarray) -> float:
+    """Returns the threshold of the highest balanced accuracy, midway between two faces; 0.5 without both classes."""
+    if not 0 < positive.sum() < len(p):
+        return 0.5
+    order = np.argsort(p)
+    p, positive = p[order].astype(np.float64), positive[order]
+    specificity, missed = np.cumsum(~positive) / (~positive).sum(), np.cumsum(positive) / positive.sum()
+    gain = np.where(p[1:] > p[:-1], (specificity - missed)[:-1], -np.inf)  # no cut between equal ones
+    i = int(gain.argmax())
+    return float((p[i] + p[i + 1]) / 2)
+
+
+def judge_probabilities(judge: Judge, x: np.ndarray | jax.Array) -> np.ndarray:
+    """Returns the probability of each attribute; x: [N, H, W, 3] float in [0, 1] -> [N, A]."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"faces of type {x.dtype}; expected floats in [0, 1] (data.dataset.pixels)")
+    return _probabilities(judge.params, x)
+
+
+def _probabilities(params: dict, x: np.ndarray | jax.Array) -> np.ndarray:
+    parts = []
+    for start in range(0, len(x), BATCH):
+        rows = np.arange(start, start + BATCH)  # the last batch is filled up, so that one program does for all
+        parts.append(np.asarray(_batch_probabilities(params, x[np.minimum(rows, len(x) - 1)]))[rows < len(x)])
+    return np.concatenate(parts)
+
+
+@jax.jit
+def _batch_probabilities(params: dict, x: jax.Array) -> jax.Array:
+    network = classifier_of(params)
+    return jax.nn.sigmoid(network.apply({"params": params}, x, jnp.ones((len(x), network.hidden))))
+
+
+def scores(judge: Judge, x: np.ndarray | jax.Array, y: np.ndarray, mask: np.ndarray) -> dict:
+    """Returns how well faces show the attributes that were asked for, by the visible attributes alone.
+
+    Standard errors are over faces, whose attributes go together; that of the balanced accuracy is linearised
+    (the infinitesimal jackknife).
+
+    Args:
+      judge: from `load_judge`.
+      x: [N, H, W, 3] in [0, 1].
+      y: [N, A], 0 or 1, as asked.
+      mask: [N, A] bool, True where an attribute was asked for either way.
+
+    Returns:
+      balanced_accuracy: mean over the attributes of (true positive rate + true negative rate) / 2; 0.5 is chance.
+      balanced_accuracy_stderr.
+      per_attribute: {name: balanced accuracy}, for visible attributes with both values among the asked.
+      cosine: mean over faces of the cosine between the asked vector, 2y - 1, and the judged, 2p - 1, each minus
+        the training set's mean of 2y - 1; so 0 is chance. Faces with nothing visible asked are left out.
+      cosine_stderr.
+    """
+    p, y, mask = judge_probabilities(judge, x), np.asarray(y, np.float64), np.asarray(mask, bool)
+    right = (p > judge.thresholds[None]) == (y > 0)
+    per_attribute, influence = {}, np.zeros(len(p))
+    for a in np.flatnonzero(judge.visible):
+        classes = [mask[:, a] & (y[:, a] > 0), mask[:, a] & (y[:, a] <= 0)]
+        if not all(rows.any() for rows in classes):
+            continue
+        rates = [right[rows, a].mean() for rows in classes]
+        per_attribute[judge.attributes[a]] = float(np.mean(rates))
+        for rows, rate in zip(classes, rates, strict=True):
+            influence[rows] += (right[rows, a] - rate) / (2 * rows.sum())
+    counted = max(len(per_attribute), 1)
+    known = np.where(mask & judge.visible[None], 1.0, 0.0)
+    asked, judged = ((v - judge.attribute_mean[None]) * known for v in (y, p))  # the factors 2 cancel
+    lengths = np.sqrt(np.square(asked).sum(-1) * np.square(judged).sum(-1))
+    cosines = (asked * judged).sum(-1)[lengths > 0] / lengths[lengths > 0]
+    return {"balanced_accuracy": _mean(np.asarray(list(per_attribute.values()))),
+            "balanced_accuracy_stderr": float(np.sqrt(np.square(influence / counted).sum())),
+            "per_attribute": per_attribute,
+            "cosine": _mean(cosines),
+            "cosine_stderr": float(cosines.std(ddof=1) / math.sqrt(len(cosines))) if len(cosines) > 1 else math.nan}
+
+
+def judge_path(path: str | pathlib.Path) -> pathlib.Path:
+    """Returns the judge's file; `path` may be it or its folder."""
+    path = pathlib.Path(path)
+    return path if path.suffix == pathlib.Path(FILE).suffix else path / FILE
+
+
+def save_judge(judge: Judge, path: str | pathlib.Path) -> None:
+    """Writes the judge's one file, whole or not at all; `path` may be it or its folder."""
+    facts = {"dataset": judge.dataset, "attributes": judge.attributes, "thresholds": judge.thresholds.tolist(),
+             "auc": judge.auc.tolist(), "attribute_mean": judge.attribute_mean.tolist()}
+    content = serialization.msgpack_serialize({"facts": json.dumps(facts),
+                                               "params": jax.tree.map(np.asarray, judge.params)})
+    path = judge_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def load_judge(path: str | pathlib.Path, spec: Spec) -> Judge:
+    """Reads a judge, from its file or its folder, for faces as a spec describes them.
+
+    Raises:
+      InputError: there is none, it is damaged, or it judges other faces or attributes.
+    """
+    path = judge_path(path)
+    again = f"{COMMAND} --dataset={spec.dataset.split()[0]} --data_dir=DIR --out={path.parent}"
+    if not path.is_file():
+        raise InputError(f"no judge in {path}; make one: {again}")
+    try:
+        content = serialization.msgpack_restore(path.read_bytes())
+        facts, params = json.loads(content["facts"]), content["params"]
+        shapes = jax.tree.map(np.shape, params)
+        judge = Judge(tuple(facts["attributes"]), params, np.asarray(facts["thresholds"]), np.asarray(facts["auc"]),
+                      _visible(np.asarray(facts["auc"])), np.asarray(facts["attribute_mean"]), facts["dataset"])
+        expected = jax.tree.map(np.shape, jax.eval_shape(lambda: _init(classifier_of(params), spec, 0)))
+    except Exception as error:  # a cut or foreign file makes the decoder raise almost anything
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); make it again: {again}") from error
+    if (judge.dataset, judge.attributes) != (spec.dataset, spec.attributes):
+        raise InputError(f"{path} judges the {len(judge.attributes)} attributes of data set {judge.dataset!r}, not the "
+                         f"{len(spec.attributes)} of {spec.dataset!r}; make another: {again}")
+    if shapes != expected:
+        raise InputError(f"{path} judges faces of another size than {spec.image_shape}; make another: {again}")
+    return judge
+
+
+def train(settings: Settings) -> None:
+    """Trains a judge, writes it, and prints what it sees and how it scores real test faces."""
+    parallel.enable_compilation_cache()
+    data = load_dataset(settings.dataset, settings.data_dir, image_size=settings.image_size)
+    out = settings.out_path()
+    try:  # before the minutes of training
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to the judge's folder {out} ({error.strerror}); give another --out") from error
+    judge = train_judge(data, settings)
+    save_judge(judge, out)
+    real = scores(judge, data.test.x / np.float32(255), data.test.y, data.test.mask)
+    names = ", ".join(f"{judge.attributes[a]} {judge.auc[a]:.2f}" for a in np.argsort(-judge.auc) if judge.visible[a])
+    print(f"validation AUC    {_mean(judge.auc):.4f}, the mean over {len(judge.attributes)} attributes\n"
+          f"visible           {judge.visible.sum()} of them, their AUC {_mean(judge.auc[judge.visible]):.4f}: {names}\n"
+          f"real test faces   balanced accuracy {real['balanced_accuracy']:.4f} +- "
+          f"{real['balanced_accuracy_stderr']:.4f}, cosine {real['cosine']:.4f} +- {real['cosine_stderr']:.4f} "
+          f"({data.test.size:,} faces, visible attributes)\n"
+          f"judge             {out / FILE}")
+
+
+def parse(argv: list[str]) -> Settings:
+    """Returns the settings of a command line, which begins with the word `train`.
+
+    Raises:
+      InputError: one line for another word, an unknown flag or a bad value.
+    """
+    if argv[:1] != ["train"] and "--help" not in argv:
+        raise InputError(f"expected the word train, got {argv[0] if argv else 'nothing'!r}: {COMMAND} --help")
+    flags, said = [word for word in argv if word != "train"] if argv[:1] != ["train"] else argv[1:], io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Settings, prog=COMMAND, description=HELP, args=flags)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        words = re.sub(r"[─-╿]", " ", said.getvalue()).split("For full helptext")[0]
+        raise InputError(" ".join(words.split()) + f" ({COMMAND} --help lists every flag)") from None
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns its exit code: 2 for bad input, 130 for an interrupt."""
+    try:
+        train(parse(argv))
+    except InputError as error:
+        print(f"judges.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\njudges.py: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""The table of an evaluation: figures by system, in a terminal, as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+import pathlib
+
+import numpy as np
+
+Figures = dict[str, tuple[float, float | None]]  # figure -> (value, its error or None)
+
+COLUMNS = {  # figure: (heading, decimals)
+    "bound": ("bound", 0), "iwae": ("importance-weighted", 0), "exact": ("exact log p", 0), "parzen": ("Parzen", 0),
+    "parzen_sigma": ("sigma", 3), "kl": ("KL", 0), "reconstruction": ("reconstruction", 0),
+    "bits_per_dim": ("bits/dim", 3), "active_latents": ("active units", 0), "diversity": ("diversity", 2),
+    "balanced_accuracy": ("judged accuracy", 3), "cosine": ("judged cosine", 3), "fd_dlib": ("FD-dlib", 3),
+    "parameters": ("parameters", 0), "seeds": ("seeds", 0)}
+
+
+def over_seeds(results: list[Figures]) -> Figures:
+    """Returns the mean of each figure over runs that differ in the seed; its error is their standard deviation.
+
+    One run keeps its own errors, which are over faces.
+    """
+    if len(results) == 1:
+        return results[0]
+    merged = {}
+    for name in results[0]:
+        values = [result[name][0] for result in results]
+        merged[name] = (float(np.mean(values)), float(np.std(values, ddof=1)))
+    return merged | {"seeds": (len(results), None)}
+
+
+def to_markdown(table: dict[str, Figures]) -> str:
+    """Returns the table as Markdown, padded so that it reads as plain text too; columns nobody has are left out."""
+    columns = [name for name in COLUMNS if any(name in figures for figures in table.values())]
+    rows = [["", *(COLUMNS[name][0] for name in columns)]]
+    for system, figures in table.items():
+        rows.append([system, *(_cell(*figures[name], COLUMNS[name][1]) if name in figures else "" for name in columns)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+             for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: dict[str, Figures]) -> str:
+    """Returns lines of system, figure, value, error."""
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(["system", "figure", "value", "error"])
+    for system, figures in table.items():
+        for name, (value, error) in figures.items():
+            rows.writerow([system, name, value, "" if error is None else error])
+    return out.getvalue()
+
+
+def to_json(table: dict[str, Figures]) -> str:
+    """Returns {system: {figure: [value, error]}}; what is not a number is null."""
+    def plain(value: float | None) -> float | None:
+        return None if value is None or not math.isfinite(value) else value
+
+    return json.dumps({system: {name: [plain(value), plain(error)] for name, (value, error) in figures.items()}
+                       for system, figures in table.items()}, indent=1) + "\n"
+
+
+def write(table: dict[str, Figures], stem: pathlib.Path, heading: str) -> list[pathlib.Path]:
+    """Writes stem.json, .csv and .md, each whole or not at all, and returns their paths."""
+    texts = {".json": to_json(table), ".csv": to_csv(table), ".md": f"{heading}\n\n{to_markdown(table)}"}
+    paths = []
+    for suffix, text in texts.items():
+        path = stem.with_name(stem.name + suffix)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
+        paths.append(path)
+    return paths
+
+
+def _cell(value: float, error: float | None, decimals: int) -> str:
+    if error is None or not math.isfinite(error):
+        return f"{value:,.{decimals}f}"
+    return f"{value:,.{decimals}f} +- {error:,.{decimals}f}"

@@ -1,0 +1,114 @@
+"""Finished runs: where they are, and their best checkpoint as a model with its parameters."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax
+
+from cmma_jax.checkpoint import open_checkpoints
+from cmma_jax.config import Config
+from cmma_jax.data.dataset import Spec
+from cmma_jax.errors import InputError
+from cmma_jax.models import Model, Params, make_model
+from cmma_jax.records import read_metrics
+
+
+class Run(NamedTuple):
+    """A run's best checkpoint.
+
+    Attributes:
+      path: the run's folder.
+      config, spec: its settings and the description of its data.
+      step: of the checkpoint, the best by score.
+      epoch: the run's last whole one.
+      model, params: what it trained.
+    """
+
+    path: pathlib.Path
+    config: Config
+    spec: Spec
+    step: int
+    epoch: int
+    model: Model
+    params: Params
+
+    @property
+    def system(self) -> str:
+        """The name under which it stands in tables: runs that differ in the seed alone share it."""
+        preset = self.config.preset
+        return self.config.model if preset == "default" else f"{self.config.model} ({preset})"
+
+
+def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
+    """Returns the best checkpoint of a run.
+
+    Raises:
+      InputError: there is no run, it is damaged, or its training has not come to its end and `unfinished` is false.
+    """
+    path = pathlib.Path(path)
+    if not (path / "checkpoints").is_dir():
+        raise InputError(f"no run in {path}; train one: python train.py --run_dir={path}")
+    with open_checkpoints(path / "checkpoints") as checkpoints:
+        if not checkpoints.steps():
+            raise InputError(f"the run in {path} has no checkpoint yet; its training must pass its first epoch")
+        last, _, _ = checkpoints.facts()
+        epoch = max((int(record["epoch"]) for record in read_metrics(path)), default=0)
+        if epoch < last.epochs and not unfinished:
+            raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.epochs}; the command that began "
+                             "it goes on with it, or give --unfinished to take it as it is")
+        step = checkpoints.best_step()
+        config, spec, _ = checkpoints.facts(step)
+        model = make_model(config, spec)
+        params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step)
+    return Run(path, config, spec, step, epoch, model, params)
+
+
+def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
+              unfinished: bool = False) -> list[pathlib.Path]:
+    """Returns the newest finished run of each model and preset, with its other seeds, in the order of their names.
+
+    Args:
+      folder: where runs lie, one level deep.
+      model: only this one; empty: all.
+      dataset: only runs on it; empty: the data set of the newest run.
+      unfinished: whether runs whose training has not come to its end count.
+
+    Raises:
+      InputError: there is none.
+    """
+    found = []
+    for path in pathlib.Path(folder).glob("*/config.json"):
+        try:
+            config = Config.from_json(path.read_text())
+        except (InputError, TypeError):
+            continue  # of another program, or of a newer version of this one
+        records = read_metrics(path.parent)
+        if records and (unfinished or records[-1]["epoch"] >= config.epochs):
+            found.append(((path.parent / "metrics.jsonl").stat().st_mtime, path.parent, config))
+    found.sort(key=lambda entry: entry[0], reverse=True)
+    found = [entry for entry in found if not model or entry[2].model == model]
+    if found and not dataset:
+        dataset = found[0][2].dataset
+    newest = {}
+    for _, path, config in found:
+        if config.dataset != dataset:
+            continue
+        group = newest.setdefault((config.model, config.preset), (_but_seed(config), {}))
+        if group[0] == _but_seed(config):
+            group[1].setdefault(config.seed, path)
+    if not newest:
+        what = f"{model or 'model'} on {dataset}" if dataset else (model or "model")
+        raise InputError(f"no finished run of a {what} in {folder}; train one: python train.py"
+                         + (f" --model={model}" if model else "") + (f" --dataset={dataset}" if dataset else "")
+                         + ", or give --runs_dir or --run")
+    order = ("cmma", "cvae", "vae", "cgan")
+    keys = sorted(newest, key=lambda key: (order.index(key[0]), key[1]))
+    return [path for key in keys for _, path in sorted(newest[key][1].items())]
+
+
+def _but_seed(config: Config) -> dict:
+    fields = json.loads(config.to_json())
+    for name in ("seed", "seeds", "run_dir", "data_dir", "devices", "resume"):
+        del fields[name]
+    return fields
