@@ -16,7 +16,8 @@ FLOORS = [
     {"models"},
     {"objectives", "sampling", "ppca", "runs"},
     {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
-     "evaluation.judges", "evaluation.embeddings", "evaluation.table", "figures"},
+     "evaluation.judges", "evaluation.embeddings", "evaluation.table", "figures", "plots"},
+    {"__main__"},
 ]
 GROUND = FLOORS[1]
 

@@ -376,12 +376,14 @@ def parse(argv: list[str]) -> Settings:
     Raises:
       InputError: one line for another word, an unknown flag or a bad value.
     """
-    if argv[:1] != ["train"] and "--help" not in argv:
+    if argv[:1] == ["train"]:
+        argv = argv[1:]
+    elif "--help" not in argv:
         raise InputError(f"expected the word train, got {argv[0] if argv else 'nothing'!r}: {COMMAND} --help")
-    flags, said = [word for word in argv if word != "train"] if argv[:1] != ["train"] else argv[1:], io.StringIO()
+    said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Settings, prog=COMMAND, description=HELP, args=flags)
+            return tyro.cli(Settings, prog=COMMAND, description=HELP, args=argv)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -1,0 +1,57 @@
+"""Plots, by matplotlib."""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.patches import Ellipse
+
+from cmma_jax.data.dataset import Dataset, Faces, pixels, spread
+from cmma_jax.distributions import Gaussian
+from cmma_jax.models import Model, Params
+
+
+def latent_planes(systems: list[tuple[str, Model, Params]], data: Dataset, limit: int, path: pathlib.Path,
+                  people: int = 8) -> list[float]:
+    """Draws Fig. 4: for each model with J = 2, priors (dashed) and posteriors (filled) of some people, at 2 deviations.
+
+    Grey dots are the posterior means of `limit` validation faces. Returns each model's posterior standard deviation,
+    averaged over those faces and both latents.
+    """
+    faces = spread(data.validation, limit)
+    rows = np.linspace(0, faces.size - 1, people).astype(int)
+    picture = Figure((6 * len(systems), 6))
+    axes = picture.subplots(1, len(systems), squeeze=False)
+    deviations = []
+    for ax, (name, model, params) in zip(axes[0], systems, strict=True):
+        q, p = jax.tree.map(np.asarray, _latents(model, params, faces))
+        deviations.append(float(np.exp(q.logvar / 2).mean()))
+        ax.plot(*q.mean.T, ".", color="0.85", markersize=3, zorder=0)
+        for i, row in enumerate(rows):
+            color = f"C{i}"
+            ax.add_patch(_ellipse(p, row, edgecolor=color, facecolor="none", linestyle="--"))
+            ax.add_patch(_ellipse(q, row, edgecolor=color, facecolor=color))
+            thumb = OffsetImage(faces.x[row], zoom=0.35)
+            ax.add_artist(AnnotationBbox(thumb, q.mean[row], xybox=(24, 24), boxcoords="offset points", pad=0.1,
+                                         arrowprops={"arrowstyle": "-", "color": color},
+                                         bboxprops={"edgecolor": color}))
+        ax.autoscale_view()
+        ax.set(title=f"{name}: posterior deviation {deviations[-1]:.3f}", xlabel="$z_1$", ylabel="$z_2$",
+               aspect="equal")
+    picture.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=90)
+    return deviations
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _latents(model: Model, params: Params, faces: Faces) -> tuple[Gaussian, Gaussian]:
+    return (model.posterior(params, pixels(faces.x), faces.y, faces.mask), model.prior(params, faces.y, faces.mask))
+
+
+def _ellipse(gaussian: Gaussian, row: int, **style) -> Ellipse:
+    width, height = 4 * np.exp(gaussian.logvar[row] / 2)  # two deviations each way
+    return Ellipse(gaussian.mean[row], width, height, **style)
