@@ -1,5 +1,6 @@
 """Strict surroundings for every test: 4 CPU devices, no silent broadcasting, warnings are errors."""
 
+import csv
 import os
 import pathlib
 from typing import NamedTuple
@@ -12,6 +13,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 import jax  # noqa: E402  (the environment above must stand before JAX starts)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from cmma_jax.config import Config  # noqa: E402
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset  # noqa: E402
@@ -27,6 +29,23 @@ def lfw_dir() -> pathlib.Path:
     if not folder or not pathlib.Path(folder).is_dir():
         pytest.skip("needs Labeled Faces in the Wild: set CMMA_LFW_DIR to its folder")
     return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory) -> pathlib.Path:
+    """A folder of 60 pictures of 16x16 whose attributes show; 40 train."""
+    folder, rng = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
+    with open(folder / "attributes.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "Red", "Striped", "split"])
+        for i in range(60):
+            red, striped = i % 2, i // 2 % 2
+            x = rng.normal(100, 15, (16, 16, 3))
+            x[..., 0] += 80 * red
+            x[::4] += 60 * striped
+            Image.fromarray(np.clip(x, 0, 255).astype(np.uint8)).save(folder / f"{i:02d}.png")
+            rows.writerow([f"{i:02d}.png", red, striped, "train" if i < 40 else "validation" if i < 50 else "test"])
+    return folder
 
 
 class Small(NamedTuple):

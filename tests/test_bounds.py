@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmma_jax.errors import InputError
 from cmma_jax.evaluation.bounds import (
     bits_per_dimension,
     dequantised_pixels,
     exact_pixels,
+    importance_weighted,
     variational_bound,
 )
 from cmma_jax.objectives import elbo
@@ -58,3 +60,15 @@ def test_dequantised_pixels_spread_each_level_over_its_own_bin():
 def test_bits_per_dimension_of_a_uniform_density_is_8():
     assert bits_per_dimension(0.0, 12288) == 8
     assert bits_per_dimension(12288 * np.log(2), 12288) == pytest.approx(7)
+
+
+def test_importance_weighted_bound_of_a_set_pads_nothing_and_is_no_lower(small):
+    faces = small.data.validation
+    results = [importance_weighted(small.model, small.params, faces, 5, batch_size=b) for b in (7, 30)]
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    plain = variational_bound(small.model, small.params, faces)
+    assert results[0]["iwae"] > plain["bound"] - 4 * plain["bound_stderr"]
+    more = importance_weighted(small.model, small.params, faces, 50)
+    assert more["iwae"] > results[0]["iwae"] and more["iwae_samples"] == 50
+    with pytest.raises(InputError, match="--iwae=0"):
+        importance_weighted(small.model, small.params, faces, 0)

@@ -8,8 +8,16 @@ import scipy.stats
 
 from cmma_jax.data.dataset import pixels
 from cmma_jax.distributions import Bernoulli, Gaussian
-from cmma_jax.models import Model
-from cmma_jax.objectives import elbo, hide_attributes, make_loss, summary
+from cmma_jax.models import Model, cgan
+from cmma_jax.objectives import (
+    adversarial,
+    elbo,
+    hide_attributes,
+    importance_weighted_bound,
+    make_adversarial_loss,
+    make_loss,
+    summary,
+)
 
 A = np.asarray([[0.7, -0.4], [0.2, 0.9], [-0.5, 0.3]], np.float32)  # attributes to z
 W = np.asarray([[1.0, 0.5, 0.0, -0.5, 0.2, 0.0], [-0.5, 1.0, 0.4, 0.0, 0.0, 0.3]], np.float32)
@@ -145,3 +153,100 @@ def test_hidden_attributes_follow_the_rate():
     for share, expected in ((untouched, 0.7 + 0.15 / 9), (empty, 0.15 + 0.15 / 9)):
         assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / len(seen))
     np.testing.assert_array_equal(hide_attributes(jax.random.key(0), mask, 0.0), mask)
+
+
+def weighted_bounds(samples, shift=0.4, log_scale=0.5, draws=3000):
+    x, y, mask = linear_data()
+    params = {"shift": jnp.float32(shift), "log_scale": jnp.float32(log_scale)}
+    return np.asarray(jax.jit(jax.vmap(lambda key: importance_weighted_bound(
+        linear_cmma(), params, key, x, y, mask, samples)))(jax.random.split(jax.random.key(3), draws)))
+
+
+def test_importance_weighted_bound_rises_with_k_to_the_exact_likelihood():
+    """A posterior that is off by a shift and a scale: K = 1 is the variational bound, K = 1,000 all but exact."""
+    variational, exact = many_bounds(0.4, 0.5)
+    estimates = [weighted_bounds(k) for k in (1, 5, 50)] + [weighted_bounds(1000, draws=100)]
+    means = [estimate.mean(0) for estimate in estimates]
+    errors = [estimate.std(0, ddof=1) / np.sqrt(len(estimate)) for estimate in estimates]
+    both = np.hypot(errors[0], variational.std(0, ddof=1) / np.sqrt(len(variational)))
+    assert (np.abs(means[0] - variational.mean(0)) < 4 * both).all()
+    for k in range(3):
+        assert (means[k + 1] > means[k] - 4 * np.hypot(errors[k], errors[k + 1])).all()
+        assert (means[k] < exact + 4 * errors[k]).all()
+    assert means[1].sum() > means[0].sum() + 1 and means[2].sum() > means[1].sum() + 0.1
+    np.testing.assert_allclose(means[3], exact, atol=0.02)
+
+
+def test_every_importance_weight_is_the_likelihood_where_the_posterior_is_exact():
+    x, y, _ = linear_data()
+    weights = weighted_bounds(3, shift=0.0, log_scale=0.0, draws=20)
+    np.testing.assert_allclose(weights, np.broadcast_to(exact_log_likelihood(x, y), weights.shape), atol=1e-4)
+
+
+def test_importance_weighted_noise_belongs_to_the_example(small):
+    x, y, mask = example(small)
+    keys = jax.random.split(jax.random.key(0), 6)
+    whole = importance_weighted_bound(small.model, small.params, keys, x, y, mask, 3)
+    part = importance_weighted_bound(small.model, small.params, keys[2:4], x[2:4], y[2:4], mask[2:4], 3)
+    np.testing.assert_allclose(part, whole[2:4], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def gan(small):
+    model = cgan(small.config, small.data.spec)
+    return model, jax.jit(model.init)(jax.random.key(0))
+
+
+def size(tree):
+    return sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("loss, trains, leaves", [("generator", "g", "discriminator"), ("discriminator",
+                                                                                       "discriminator", "g")])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_each_player_is_trained_by_its_own_loss_alone(small, gan, loss, trains, leaves, dropout):
+    model, params = gan
+    x, y, mask = example(small)
+    gradient = jax.grad(lambda p: getattr(adversarial(model, p, jax.random.key(0), x, y, mask, dropout),
+                                          loss).sum())(params)
+    assert size(gradient[leaves]) == 0 and size(gradient[trains]) > 0
+
+
+def test_adversarial_losses_are_the_log_probabilities_of_goodfellow(small, gan):
+    """By probabilities in float64, from the discriminator's own words on real and on generated faces."""
+    model, params = gan
+    x, y, mask = example(small)
+    keys = jax.random.split(jax.random.key(5), 6)
+    terms = adversarial(model, params, keys, x, y, mask, 0.0)
+    noise_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)[0]
+    made = model.likelihood(params, model.prior(params, y, mask).sample(noise_keys), y, mask).mean
+    seen = jnp.ones_like(x, bool)
+    real, fake = (1 / (1 + np.exp(-np.float64(model.discriminator(params, faces, y, mask, seen))))
+                  for faces in (x, made))
+    np.testing.assert_allclose(terms.generator, -np.log(fake), rtol=1e-5)
+    np.testing.assert_allclose(terms.discriminator, -np.log(real) - np.log(1 - fake), rtol=1e-5)
+    np.testing.assert_allclose(terms.accuracy, ((real > 0.5) * 1.0 + (fake < 0.5)) / 2)
+
+
+def test_dropout_hides_its_share_of_the_pixels(small, gan):
+    model, params = gan
+    x, y, mask = example(small)
+    shares = []
+
+    def discriminator(params, x, y, mask, seen):
+        shares.append(float(seen.mean()))
+        return jnp.zeros(len(x))
+
+    adversarial(model._replace(discriminator=discriminator), params, jax.random.key(0), x, y, mask, 0.3)
+    assert len(shares) == 3 and np.abs(np.asarray(shares) - 0.7).max() < 4 * np.sqrt(0.21 / x.size)
+
+
+def test_adversarial_examples_do_not_touch_each_other(small, gan):
+    model, params = gan
+    x, y, mask = example(small)
+    keys = jax.random.split(jax.random.key(0), 6)
+    loss = make_adversarial_loss(model, 0.5)
+    whole, terms = loss(params, keys, x, y, mask)
+    np.testing.assert_allclose(loss(params, keys[2:4], x[2:4], y[2:4], mask[2:4])[0], whole[2:4], rtol=1e-5)
+    np.testing.assert_allclose(whole, terms["generator"] + terms["discriminator"])
+    assert set(terms) == {"generator", "discriminator", "accuracy"}

@@ -1,6 +1,5 @@
 """train.py as a person runs it: to its end, hurt and started again, in two processes, and given bad input."""
 
-import csv
 import json
 import os
 import pathlib
@@ -15,32 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import evaluate
 import train
 from cmma_jax.checkpoint import open_checkpoints
 from cmma_jax.config import PRESETS, Config
 from cmma_jax.errors import InputError
 from cmma_jax.records import read_metrics
 
-ROOT = pathlib.Path(train.__file__).parent
 TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1"]
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory) -> pathlib.Path:
-    """A folder of 60 pictures of 16x16 whose attributes show; 40 train."""
-    folder, rng = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
-    with open(folder / "attributes.csv", "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["file", "Red", "Striped", "split"])
-        for i in range(60):
-            red, striped = i % 2, i // 2 % 2
-            x = rng.normal(100, 15, (16, 16, 3))
-            x[..., 0] += 80 * red
-            x[::4] += 60 * striped
-            Image.fromarray(np.clip(x, 0, 255).astype(np.uint8)).save(folder / f"{i:02d}.png")
-            rows.writerow([f"{i:02d}.png", red, striped, "train" if i < 40 else "validation" if i < 50 else "test"])
-    return folder
+CGAN = ["--model=cgan", "--preset=gauthier", "--epochs=4"]
+ROOT = pathlib.Path(train.__file__).parent
 
 
 def arguments(faces, run, *more):
@@ -87,13 +69,37 @@ def test_a_run_leaves_its_public_files(undisturbed, faces, capsys):
     assert list((undisturbed / "tensorboard").glob("events*"))
 
 
-def test_evaluate_prints_what_training_recorded(undisturbed, capsys):
-    best = max(read_metrics(undisturbed), key=lambda record: record["validation_bound"])
-    assert evaluate.main([f"--run={undisturbed}"]) == 0
-    said = capsys.readouterr().out
-    assert f"bound           {best['validation_bound']:,.0f} +-" in said and f"step {best['step']}" in said
-    assert evaluate.main(["--run=/nowhere"]) == 2
-    assert "no run in /nowhere" in capsys.readouterr().err
+@pytest.fixture(scope="module")
+def undisturbed_cgan(faces, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "cgan"
+    assert train.main(arguments(faces, run, *CGAN)) == 0
+    return run
+
+
+def test_a_cgan_logs_both_players_and_draws_its_faces(undisturbed_cgan):
+    records = read_metrics(undisturbed_cgan)
+    assert {"train_generator", "train_discriminator", "train_accuracy", "validation_parzen",
+            "validation_diversity"} <= set(records[0])
+    assert all(0 <= record["train_accuracy"] <= 1 and record["train_generator"] > 0 for record in records)
+    with Image.open(undisturbed_cgan / "grids" / "epoch_0004.png") as grid:
+        assert grid.size == (2 + 10 * 18, 2 + 5 * 18)
+
+
+def test_a_cgan_stopped_and_resumed_is_the_same_bit_for_bit(undisturbed_cgan, faces, tmp_path):
+    """SGD with a rising momentum, dropout in the discriminator, both players: all of it is in the state."""
+    assert train.main(arguments(faces, tmp_path / "run", *CGAN[:-1], "--epochs=2")) == 0
+    assert train.main(arguments(faces, tmp_path / "run", *CGAN)) == 0
+    (step, state), (expected_step, expected) = last_state(tmp_path / "run"), last_state(undisturbed_cgan)
+    assert step == expected_step == 20
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_several_seeds_are_several_runs(faces, tmp_path):
+    assert train.main(arguments(faces, tmp_path / "run", "--epochs=1", "--seeds=3,5")) == 0
+    runs = [tmp_path / "run", tmp_path / "run-seed5"]
+    assert [Config.from_json((run / "config.json").read_text()).seed for run in runs] == [3, 5]
+    bounds = [read_metrics(run)[0]["validation_bound"] for run in runs]
+    assert bounds[0] != bounds[1]
 
 
 def test_killed_and_started_again_a_run_ends_the_same_bit_for_bit(undisturbed, faces, tmp_path):
@@ -135,6 +141,8 @@ BAD = {
     "unknown flag": (["--latent_siz=3"], ["latent_siz", "--latent-size"]),
     "unknown preset": (["--preset=papr"], ["papr", "did you mean 'paper'"]),
     "unknown model": (["--model=cmaa"], ["cmaa", "cmma"]),
+    "gauthier's settings for another model": (["--preset=gauthier"], ["--model=cgan"]),
+    "seeds that are none": (["--seeds=1,b"], ["--seeds=1,b", "0,1,2"]),
     "not a number": (["--epochs=many"], ["many", "epochs"]),
     "out of range": (["--attribute_dropout=2"], ["--attribute_dropout=2", "0 to 1"]),
     "not a number at all": (["--learning_rate=nan"], ["--learning_rate=nan", "above 0"]),
@@ -211,6 +219,10 @@ def test_presets_and_flags():
     paper = train.parse(["--preset=paper", "--dataset", "lfw", "--learning_rate=0.03"])
     assert (paper.optimizer, paper.epochs, paper.learning_rate, paper.linear_path) == ("adagrad", 500, 0.03, False)
     assert paper.run_path() == "runs/cmma-lfw"
+    gan = train.parse(["--model=cgan", "--preset=gauthier"])
+    assert (gan.optimizer, gan.batch_size, gan.learning_rate, gan.momentum, gan.final_momentum, gan.latent_size,
+            gan.discriminator_dropout) == ("sgd", 128, 0.004, 0.5, 0.7, 100, 0.5)
+    assert train.parse(["--model=cvae"]).linear_path and not train.parse(["--model=cgan"]).linear_path
     assert Config.from_json(paper.to_json()) == paper
 
 

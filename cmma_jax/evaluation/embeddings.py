@@ -56,15 +56,14 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Dowson and Landau, 1982). Finite sets raise it: compare
     sets of equal size, and with `fd_floor`.
     """
-    root = _root(np.cov(a, rowvar=False))
-    both = np.linalg.eigvalsh(root @ np.cov(b, rowvar=False) @ root)  # C_a C_b has the same eigenvalues
-    spread = a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * np.sqrt(np.maximum(both, 0)).sum()
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + spread)
+    # With C = R^T R the root's trace is the sum of the singular values of R_a R_b^T, for covariances of any rank.
+    root = np.linalg.svd(_factor(a) @ _factor(b).T, compute_uv=False).sum()
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * root)
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(np.maximum(values, 0))[None]) @ vectors.T  # rounding makes some a little negative
+def _factor(embeddings: np.ndarray) -> np.ndarray:
+    """Returns R of the covariance R^T R."""
+    return np.linalg.qr(embeddings - embeddings.mean(0)[None], mode="r") / math.sqrt(len(embeddings) - 1)
 
 
 def fd_floor(embeddings: np.ndarray, seed: int, splits: int = 10) -> tuple[float, float]:

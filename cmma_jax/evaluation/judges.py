@@ -62,15 +62,15 @@ class Settings:
     """Height and width of the faces, a multiple of 16; synthetic and lfw have 64."""
     out: str = ""
     """Folder of the judge; empty: runs/judge-<dataset>."""
-    epochs: int = 12
+    epochs: int = 14
     """Passes over the training faces; the best by validation AUC is kept."""
     batch_size: int = 100
     """Faces a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Of Adam, the highest; a cosine leads it down to 0."""
     width: int = 32
     """Channels of the first convolution; each of the four stages doubles them."""
-    hidden: int = 256
+    hidden: int = 512
     """Units of the dense layer."""
     dropout: float = 0.5
     """Fraction of those units left out for each face and step."""

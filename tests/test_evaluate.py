@@ -1,0 +1,179 @@
+"""evaluate.py as a person runs it: every model in one table, interrupted and gone on, and given bad input."""
+
+import csv
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import evaluate
+import train
+from cmma_jax.checkpoint import open_checkpoints
+from cmma_jax.config import Config
+from cmma_jax.errors import InputError
+from cmma_jax.evaluation import parzen
+from cmma_jax.records import read_metrics
+from cmma_jax.runs import find_runs, load_run
+
+TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1",
+        "--batch_size=8"]
+
+
+@pytest.fixture(scope="module")
+def runs(faces, tmp_path_factory):
+    """A CMMA with two seeds, a VAE and a CGAN, 2 epochs each."""
+    folder = tmp_path_factory.mktemp("runs")
+    for model, more in (("cmma", ["--seeds=0,1"]), ("vae", []), ("cgan", ["--preset=gauthier"])):
+        flags = [*TINY, f"--model={model}", f"--data_dir={faces}", "--epochs=2", f"--run_dir={folder / model}", *more]
+        assert train.main(flags) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_table(runs):
+    assert evaluate.main(["--parzen", f"--runs_dir={runs}", "--samples=20", "--iwae=3", "--limit=6"]) == 0
+    return json.loads((runs / "results-folder-test.json").read_text())
+
+
+def test_the_table_has_every_system_with_its_figures(whole_table, runs):
+    assert {"cmma", "vae", "cgan (gauthier)", "mean face", "linear regression", "real faces",
+            "conditional PPCA, 10 components"} <= set(whole_table)
+    for system in ("cmma", "vae"):
+        assert {"bound", "iwae", "kl", "reconstruction", "bits_per_dim", "active_latents", "parzen", "parzen_sigma",
+                "parameters", "diversity"} <= set(whole_table[system])
+    assert "bound" not in whole_table["cgan (gauthier)"] and "parzen" in whole_table["cgan (gauthier)"]
+    assert whole_table["cmma"]["seeds"] == [2, None] and "seeds" not in whole_table["vae"]
+    assert whole_table["vae"]["parzen_samples"] == [20, None] and whole_table["vae"]["parzen_faces"] == [6, None]
+    rows = list(csv.DictReader((runs / "results-folder-test.csv").open()))
+    assert {row["system"] for row in rows} == set(whole_table)
+    assert "| cmma" in (runs / "results-folder-test.md").read_text()
+
+
+def test_figures_of_two_seeds_are_their_mean_and_deviation(whole_table, runs, capsys):
+    alone = []
+    for run in ("cmma", "cmma-seed1"):
+        assert evaluate.main([f"--run={runs / run}", "--iwae=3"]) == 0
+        found = json.loads((runs / run / "results-folder-test.json").read_text())["cmma"]
+        alone.append(found["bound"][0])
+        assert found["bound"][1] > 0 and found["bound"][0] == pytest.approx(
+            found["reconstruction"][0] - found["kl"][0], rel=1e-5)
+    value, spread = whole_table["cmma"]["bound"]
+    assert value == pytest.approx(np.mean(alone)) and spread == pytest.approx(np.std(alone, ddof=1))
+
+
+def test_validation_bound_is_what_training_recorded(runs, tmp_path):
+    picture = tmp_path / "faces.png"
+    best = max(read_metrics(runs / "vae"), key=lambda record: record["validation_bound"])
+    assert evaluate.main([f"--run={runs / 'vae'}", "--split=validation", "--iwae=1", f"--picture={picture}"]) == 0
+    found = json.loads((runs / "vae" / "results-folder-validation.json").read_text())["vae"]
+    assert found["bound"][0] == pytest.approx(best["validation_bound"], rel=1e-6)
+    assert picture.exists()
+
+
+def test_an_interrupted_evaluation_goes_on(whole_table, runs, monkeypatch):
+    """What was measured is not measured again: the table comes out the same when drawing samples would fail."""
+    def broken(*_):
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr(parzen, "_compiled", lambda *_: broken)
+    monkeypatch.setattr(evaluate.baselines, "fit_baselines", lambda _: [])
+    assert evaluate.main(["--parzen", f"--run={runs / 'vae'}", "--samples=20", "--limit=6", "--iwae=3"]) == 0
+    again = json.loads((runs / "vae" / "results-folder-test.json").read_text())
+    assert again["vae"] == whole_table["vae"]
+
+
+def test_the_newest_finished_run_of_each_model_is_taken(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs", ignore=shutil.ignore_patterns("evaluation", "results*"))
+    runs = tmp_path / "runs"
+    assert [path.name for path in find_runs(runs)] == ["cmma", "cmma-seed1", "vae", "cgan"]
+    assert [path.name for path in find_runs(runs, model="vae")] == ["vae"]
+    shutil.copytree(runs / "vae", runs / "vae-later")
+    lines = (runs / "vae-later" / "metrics.jsonl").read_text()
+    (runs / "vae-later" / "metrics.jsonl").write_text(lines)
+    assert [path.name for path in find_runs(runs, model="vae")] == ["vae-later"]
+    (runs / "vae-later" / "metrics.jsonl").write_text(lines.splitlines()[0] + "\n")  # after 1 of 2 epochs
+    assert [path.name for path in find_runs(runs, model="vae")] == ["vae"]
+    assert [path.name for path in find_runs(runs, model="vae", unfinished=True)] == ["vae-later"]
+    with pytest.raises(InputError, match="stopped after epoch 1 of 2"):
+        load_run(runs / "vae-later")
+    assert load_run(runs / "vae-later", unfinished=True).epoch == 1
+
+
+def test_a_run_is_its_best_checkpoint(runs):
+    run = load_run(runs / "cmma")
+    with open_checkpoints(runs / "cmma" / "checkpoints") as checkpoints:
+        assert run.step == checkpoints.best_step()
+    assert (run.system, run.epoch, run.config.model) == ("cmma", 2, "cmma")
+    assert load_run(runs / "cgan").system == "cgan (gauthier)"
+
+
+def failing(arguments, capsys):
+    assert evaluate.main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("evaluate.py: error: "), error
+    return error[0]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--run=/nowhere"], ["no run in /nowhere", "train.py"]),
+    (["--runs_dir=/nowhere"], ["no finished run", "/nowhere", "train.py"]),
+    (["--model=cvae"], ["no finished run of a cvae", "--model=cvae"]),
+    (["--parzen", "--samples=-1"], ["--samples=-1"]),
+    (["--iwae=0"], ["--iwae=0"]),
+    (["--limit=0"], ["--limit=0"]),
+    (["--split=tests"], ["tests", "validation"]),
+    (["--parsen"], ["parsen"]),
+    (["--parzen", "--model=vae", "--judge=/nowhere"], ["no judge in", "cmma_jax.evaluation.judges train"]),
+])
+def test_bad_input_is_one_line_and_exit_code_2(flags, words, runs, capsys):
+    if not any(flag.startswith("--run") for flag in flags):
+        flags = [*flags, f"--runs_dir={runs}"]
+    error = failing(flags, capsys)
+    for word in words:
+        assert word in error
+
+
+def test_a_truncated_checkpoint_is_named(runs, tmp_path, capsys):
+    shutil.copytree(runs / "vae", tmp_path / "vae")
+    for path in (tmp_path / "vae" / "checkpoints").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000 and "metadata" not in path.name.lower():
+            path.write_bytes(path.read_bytes()[:200])
+    error = failing([f"--run={tmp_path / 'vae'}"], capsys)
+    assert "checkpoint" in error and "delete that folder" in error
+
+
+def test_other_attribute_names_and_other_faces_are_named(runs, faces, tmp_path, capsys):
+    shutil.copytree(faces, tmp_path / "faces")
+    labels = tmp_path / "faces" / "attributes.csv"
+    labels.write_text(labels.read_text().replace("Striped", "Dotted"))
+    error = failing([f"--run={runs / 'vae'}", f"--data_dir={tmp_path / 'faces'}"], capsys)
+    assert "Dotted" in error and "Striped" in error
+    labels.write_text("\n".join(line for line in (faces / "attributes.csv").read_text().splitlines()
+                                if not line.startswith("04.png")))
+    assert "its faces are not those" in failing([f"--run={runs / 'vae'}", f"--data_dir={tmp_path / 'faces'}"], capsys)
+
+
+def test_a_run_without_a_checkpoint_is_named(tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text(Config().to_json())
+    assert "no checkpoint yet" in failing([f"--run={tmp_path / 'run'}"], capsys)
+
+
+def test_too_little_memory_is_named(runs, monkeypatch, capsys):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+
+    monkeypatch.setattr(parzen, "_compiled", lambda *_: full)
+    error = failing(["--parzen", f"--run={runs / 'cmma-seed1'}", "--samples=3"], capsys)
+    assert "too little memory" in error and "--batch_size" in error
+
+
+def test_help_says_what_it_does(capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.parse(["--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    for words in ("--parzen", "--iwae", "--samples", "--limit", "standard error"):
+        assert words in said
