@@ -1,6 +1,7 @@
 """evaluate.py as a person runs it: every model in one table, interrupted and gone on, and given bad input."""
 
 import csv
+import io
 import json
 import shutil
 
@@ -46,7 +47,7 @@ def test_the_table_has_every_system_with_its_figures(whole_table, runs):
     assert "bound" not in whole_table["cgan (gauthier)"] and "parzen" in whole_table["cgan (gauthier)"]
     assert whole_table["cmma"]["seeds"] == [2, None] and "seeds" not in whole_table["vae"]
     assert whole_table["vae"]["parzen_samples"] == [20, None] and whole_table["vae"]["parzen_faces"] == [6, None]
-    rows = list(csv.DictReader((runs / "results-folder-test.csv").open()))
+    rows = list(csv.DictReader(io.StringIO((runs / "results-folder-test.csv").read_text())))
     assert {row["system"] for row in rows} == set(whole_table)
     assert "| cmma" in (runs / "results-folder-test.md").read_text()
 
@@ -111,7 +112,7 @@ def test_a_run_is_its_best_checkpoint(runs):
 
 def failing(arguments, capsys):
     assert evaluate.main(arguments) == 2
-    error = capsys.readouterr().err.strip().splitlines()
+    error = [line for line in capsys.readouterr().err.splitlines() if " faces/s]" not in line and line.strip()]
     assert len(error) == 1 and error[0].startswith("evaluate.py: error: "), error
     return error[0]
 
