@@ -63,8 +63,9 @@ class Checkpoints(NamedTuple):
         try:
             return self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except (ValueError, KeyError, OSError) as error:
-            raise InputError(f"checkpoint {self.folder / str(step)} cannot be restored "
-                             f"({str(error).splitlines()[0]}); delete that folder to use the one before it") from error
+            why = str(error).splitlines()[0].split(" [tensorstore_spec")[0]
+            raise InputError(f"checkpoint {self.folder / str(step)} cannot be restored ({why}); delete "
+                             "that folder to use the one before it") from error
 
     def facts(self, step: int | None = None) -> tuple[Config, Spec, dict[str, float]]:
         """Returns the config, the data's description and the metrics of a step (the latest if None)."""
