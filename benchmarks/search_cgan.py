@@ -16,7 +16,7 @@ import sys
 import train
 from cmma_jax.records import read_metrics
 
-GRID = {"learning_rate": (0.001, 0.0003, 0.003), "discriminator_rate": (0.3, 0.1, 1.0), "weight_variance": (0.25, 1.0)}
+GRID = {"learning_rate": (0.001, 0.0003, 0.003), "discriminator_rate": (0.3, 0.1), "weight_variance": (1.0, 0.25)}
 
 
 def main(argv: list[str]) -> int:
