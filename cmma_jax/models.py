@@ -153,7 +153,7 @@ def cgan(config: Config, spec: Spec) -> Model:
     that no pixel leaves [0, 1]. All initial weights have `weight_variance` times their usual variance.
     """
     generator = LikelihoodNetwork(spec.image_shape, config.width, False, config.prior_hidden // 4, heads=1,
-                                  head_init=nn.initializers.variance_scaling(4.0, "fan_in", "normal"))
+                                  head_init=nn.initializers.variance_scaling(4.0, "fan_in", "normal"), norm=True)
     network = DiscriminatorNetwork(config.width)
     x, a, z = _examples(config, spec)
     middle = jnp.clip(jnp.asarray(spec.mean_face)[None], 0.01, 0.99)

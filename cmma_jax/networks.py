@@ -119,6 +119,7 @@ class LikelihoodNetwork(nn.Module):
       hidden: softplus units beside z at the entrance, which see the attributes, or z where there are none.
       heads: pictures that come out: mean and log-variance, or a generator's one.
       head_init: how the heads start.
+      norm: whether each stage is normalised over its pixels and channels, which keeps a generator from saturating.
     """
 
     image_shape: tuple[int, int, int]
@@ -127,6 +128,7 @@ class LikelihoodNetwork(nn.Module):
     hidden: int = 0
     heads: int = 2
     head_init: nn.initializers.Initializer = nn.initializers.zeros
+    norm: bool = False
 
     @nn.compact
     def __call__(self, z: jax.Array, a: jax.Array | None = None) -> tuple[jax.Array, ...]:
@@ -138,10 +140,11 @@ class LikelihoodNetwork(nn.Module):
         if self.hidden:
             units = nn.softplus(nn.Dense(self.hidden, name="hidden")(z if a is None else a))
             features = jnp.concatenate([z, units], -1)
-        features = nn.relu(nn.Dense(rows * columns * depth, name="features")(features))
-        features = features.reshape(len(z), rows, columns, depth)
+        features = nn.Dense(rows * columns * depth, name="features")(features)
+        features = self._activate(features.reshape(len(z), rows, columns, depth), "norm")
         for stage in range(STAGES - 1):
-            features = nn.relu(ConvTranspose(depth // 2 ** (stage + 1), name=f"conv{stage}")(features))
+            features = ConvTranspose(depth // 2 ** (stage + 1), name=f"conv{stage}")(features)
+            features = self._activate(features, f"norm{stage}")
         pictures = ConvTranspose(self.heads * channels, kernel_init=self.head_init, name="heads")(features)
         mean, *others = jnp.split(pictures, self.heads, -1)
         if self.linear_path:
@@ -151,6 +154,9 @@ class LikelihoodNetwork(nn.Module):
             flat = nn.Dense(height * width * channels, use_bias=False, kernel_init=small, name="linear")(z)
             mean += flat.reshape(mean.shape)
         return mean, *others
+
+    def _activate(self, features: jax.Array, name: str) -> jax.Array:
+        return nn.relu(nn.GroupNorm(num_groups=1, name=name)(features) if self.norm else features)
 
 
 class AttributeNetwork(nn.Module):
