@@ -1,19 +1,15 @@
 #!/usr/bin/env python3
 """Evaluate finished runs: `python evaluate.py --parzen`. `--help` lists every flag."""
 
-import contextlib
 import dataclasses
-import io
 import pathlib
-import re
 import sys
 from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 
-from cmma_jax import figures, parallel
+from cmma_jax import command_line, figures, parallel
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset, Faces, spread
 from cmma_jax.errors import InputError
@@ -241,28 +237,12 @@ def look(x: np.ndarray, faces: Faces, tools: Tools, real: bool = False) -> table
 
 def parse(argv: list[str]) -> Arguments:
     """Returns the arguments of a command line; raises InputError, one line, for what is wrong with them."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Arguments, description=HELP, args=argv)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        words = re.sub(r"[─-╿]", " ", said.getvalue()).split("For full helptext")[0]
-        raise InputError(" ".join(words.split()) + " (evaluate.py --help lists every flag)") from None
+    return command_line.parse(Arguments, argv, "evaluate.py", HELP)
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit code: 2 for bad input, 130 for an interrupt."""
-    try:
-        evaluate(parse(argv))
-    except InputError as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nevaluate.py: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+    return command_line.run("evaluate.py", lambda: evaluate(parse(argv)), "the same command goes on where it stopped")
 
 
 if __name__ == "__main__":

@@ -3,19 +3,16 @@
 
 import contextlib
 import dataclasses
-import io
 import json
 import pathlib
-import re
 import sys
 import time
 
 import jax
 import numpy as np
-import tyro
 from tqdm import tqdm
 
-from cmma_jax import figures, parallel
+from cmma_jax import command_line, figures, parallel
 from cmma_jax.checkpoint import RANKED_BY, Checkpoints, open_checkpoints
 from cmma_jax.config import MAY_CHANGE, PRESETS, Config, did_you_mean
 from cmma_jax.data import load_dataset
@@ -56,15 +53,7 @@ def parse(argv: list[str]) -> Config:
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}{did_you_mean(preset, list(PRESETS))}")
     start = PRESETS[preset](model, _peek(argv, "dataset", Config.dataset))
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Config, default=start, description=HELP, args=argv)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        words = re.sub(r"[─-╿]", " ", said.getvalue()).split("For full helptext")[0]
-        raise InputError(" ".join(words.split()) + " (train.py --help lists every flag)") from None
+    return command_line.parse(Config, argv, "train.py", HELP, default=start)
 
 
 def _peek(argv: list[str], flag: str, otherwise: str) -> str:
@@ -250,21 +239,18 @@ def report(config: Config, data: Dataset, run: pathlib.Path, model: Model, like:
         f"                  tensorboard --logdir={run}   or train longer: the same command with --epochs=N")
 
 
+def train_seeds(config: Config) -> None:
+    """Trains one run, or one for each of --seeds."""
+    seeds = [int(seed) for seed in config.seeds.split(",")] if config.seeds else [config.seed]
+    for i, seed in enumerate(seeds):
+        folder = config.run_path() + (f"-seed{seed}" if i else "")
+        train(dataclasses.replace(config, seed=seed, run_dir=folder))
+
+
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit code: 2 for bad input, 130 for an interrupt."""
-    try:
-        config = parse(argv)
-        seeds = [int(seed) for seed in config.seeds.split(",")] if config.seeds else [config.seed]
-        for i, seed in enumerate(seeds):
-            folder = config.run_path() + (f"-seed{seed}" if i else "")
-            train(dataclasses.replace(config, seed=seed, run_dir=folder))
-    except InputError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ntrain.py: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
-        return 130
-    return 0
+    return command_line.run("train.py", lambda: train_seeds(parse(argv)),
+                            "the same command goes on after the last whole epoch")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """`python -m cmma_jax figures --figure=4`: the paper's figures from finished runs."""
 
 import dataclasses
+import inspect
 import pathlib
 import sys
 from typing import Literal
 
-import tyro
-
-from cmma_jax import plots
+from cmma_jax import command_line, plots
 from cmma_jax.data import load_dataset
 from cmma_jax.errors import InputError
 from cmma_jax.runs import load_run
@@ -62,13 +61,10 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         print(f"usage: python -m cmma_jax {{{','.join(COMMANDS)}}} [--help]", file=sys.stderr)
         return 2
-    arguments, run = COMMANDS[argv[0]]
-    try:
-        run(tyro.cli(arguments, prog=f"python -m cmma_jax {argv[0]}", args=argv[1:]))
-    except InputError as error:
-        print(f"cmma_jax: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    arguments, action = COMMANDS[argv[0]]
+    program = f"python -m cmma_jax {argv[0]}"
+    return command_line.run(program, lambda: action(command_line.parse(arguments, argv[1:], program,
+                                                                       inspect.getdoc(arguments))), "nothing was written")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
-    {"config", "distributions", "layers", "records", "data.dataset", "data.synthetic", "data.lfw", "data.folder",
+    {"command_line", "config", "distributions", "layers", "records", "data.dataset", "data.synthetic", "data.lfw", "data.folder",
      "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
     {"networks"},
     {"models"},

@@ -6,13 +6,10 @@ of those on generated ones: what it gets wrong there is the labels' or its own f
   python -m cmma_jax.evaluation.judges train --dataset=lfw --data_dir=DIR
 """
 
-import contextlib
 import dataclasses
-import io
 import json
 import math
 import pathlib
-import re
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,12 +18,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import serialization
 from scipy.stats import rankdata
 from tqdm import tqdm
 
-from cmma_jax import parallel
+from cmma_jax import command_line, parallel
 from cmma_jax.config import Config
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset, Spec
@@ -380,28 +376,12 @@ def parse(argv: list[str]) -> Settings:
         argv = argv[1:]
     elif "--help" not in argv:
         raise InputError(f"expected the word train, got {argv[0] if argv else 'nothing'!r}: {COMMAND} --help")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Settings, prog=COMMAND, description=HELP, args=argv)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        words = re.sub(r"[─-╿]", " ", said.getvalue()).split("For full helptext")[0]
-        raise InputError(" ".join(words.split()) + f" ({COMMAND} --help lists every flag)") from None
+    return command_line.parse(Settings, argv, COMMAND, HELP)
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit code: 2 for bad input, 130 for an interrupt."""
-    try:
-        train(parse(argv))
-    except InputError as error:
-        print(f"judges.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\njudges.py: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return command_line.run("judges.py", lambda: train(parse(argv)), "nothing was written")
 
 
 if __name__ == "__main__":
