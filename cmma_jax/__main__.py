@@ -63,8 +63,9 @@ def main(argv: list[str]) -> int:
         return 2
     arguments, action = COMMANDS[argv[0]]
     program = f"python -m cmma_jax {argv[0]}"
-    return command_line.run(program, lambda: action(command_line.parse(arguments, argv[1:], program,
-                                                                       inspect.getdoc(arguments))), "nothing was written")
+    return command_line.run(
+        program, lambda: action(command_line.parse(arguments, argv[1:], program, inspect.getdoc(arguments))),
+        "nothing was written")
 
 
 if __name__ == "__main__":
