@@ -21,7 +21,7 @@ from cmma_jax.errors import InputError
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, variational_bound
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import SIGMAS, model_sampler, parzen_log_likelihood
-from cmma_jax.models import Model, count_parameters, make_model
+from cmma_jax.models import MODELS, Model, count_parameters, make_model
 from cmma_jax.objectives import make_adversarial_loss, make_loss
 from cmma_jax.ppca import fit_conditional_ppca, start_from_ppca
 from cmma_jax.records import open_records
@@ -52,6 +52,8 @@ def parse(argv: list[str]) -> Config:
     preset, model = _peek(argv, "preset", Config.preset), _peek(argv, "model", Config.model)
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}{did_you_mean(preset, list(PRESETS))}")
+    if model not in MODELS:
+        raise InputError(f"unknown model {model!r}{did_you_mean(model, list(MODELS))}")
     start = PRESETS[preset](model, _peek(argv, "dataset", Config.dataset))
     return command_line.parse(Config, argv, "train.py", HELP, default=start)
 

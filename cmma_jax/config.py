@@ -106,7 +106,7 @@ class Config:
         _check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
         for name in ("momentum", "final_momentum", "discriminator_dropout"):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
-        _check(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds), "seeds", self.seeds, "whole numbers, as 0,1,2")
+        _check(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds), "seeds", self.seeds, "whole numbers with commas between")
         _check(self.process_id < max(1, self.num_processes), "process_id", self.process_id,
                f"below num_processes, {self.num_processes}")
 

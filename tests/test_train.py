@@ -140,9 +140,9 @@ def test_two_processes_train_the_same_model_as_one(faces, tmp_path):
 BAD = {
     "unknown flag": (["--latent_siz=3"], ["latent_siz", "--latent-size"]),
     "unknown preset": (["--preset=papr"], ["papr", "did you mean 'paper'"]),
-    "unknown model": (["--model=cmaa"], ["cmaa", "cmma"]),
+    "unknown model": (["--model=cmaa"], ["cmaa", "did you mean 'cmma'"]),
     "gauthier's settings for another model": (["--preset=gauthier"], ["--model=cgan"]),
-    "seeds that are none": (["--seeds=1,b"], ["--seeds=1,b", "0,1,2"]),
+    "seeds that are none": (["--seeds=1,b"], ["--seeds=1,b", "commas between"]),
     "not a number": (["--epochs=many"], ["many", "epochs"]),
     "out of range": (["--attribute_dropout=2"], ["--attribute_dropout=2", "0 to 1"]),
     "not a number at all": (["--learning_rate=nan"], ["--learning_rate=nan", "above 0"]),
