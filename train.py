@@ -22,6 +22,7 @@ from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, v
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import SIGMAS, model_sampler, parzen_log_likelihood
 from cmma_jax.models import MODELS, Model, count_parameters, make_model
+from cmma_jax.networks import GROUP
 from cmma_jax.objectives import make_adversarial_loss, make_loss
 from cmma_jax.ppca import fit_conditional_ppca, start_from_ppca
 from cmma_jax.records import open_records
@@ -75,6 +76,9 @@ def train(config: Config) -> None:
     if warning := parallel.warn_unused_gpu():
         print(f"train.py: warning: {warning}", file=sys.stderr)
     placement = parallel.place(config.devices, config.parallel, config.batch_size)
+    if config.model == "cgan" and config.batch_size % (GROUP * placement.count):
+        raise InputError(f"--batch_size={config.batch_size}: a CGAN's discriminator compares faces in groups "
+                         f"of {GROUP} on each device; give a multiple of {GROUP * placement.count}")
     run = pathlib.Path(config.run_path())
     if not config.resume and (run / "config.json").exists():
         raise InputError(f"{run} already holds a run, which --no-resume will not overwrite; "
@@ -107,7 +111,8 @@ def train(config: Config) -> None:
                 state = state._replace(params=start_from_ppca(state.params, ppca))
             if jax.process_index() == 0:
                 (run / "config.json").write_text(config.to_json())
-        step = make_step(objective(model, config), optimizer, config.seed, config.batch_size, config.mirror, placement)
+        loss = objective(model, config, data.spec)
+        step = make_step(loss, optimizer, config.seed, config.batch_size, config.mirror, placement)
         train_epochs(config, data, run, model, make_run(step, placement), rate, state, placement, checkpoints)
         report(config, data, run, model, state, checkpoints, say)
 
@@ -155,10 +160,10 @@ def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model,
             parts, began = [], time.perf_counter()
 
 
-def objective(model: Model, config: Config):
+def objective(model: Model, config: Config, spec: Spec):
     """Returns what training minimises: a CGAN's two losses, or the negative bound."""
     if model.discriminator:
-        return make_adversarial_loss(model, config.discriminator_dropout)
+        return make_adversarial_loss(model, config.discriminator_dropout, spec.pixel_std, config.gradient_penalty)
     return make_loss(model, config.attribute_dropout, config.attribute_weight)
 
 

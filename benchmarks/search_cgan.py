@@ -16,7 +16,7 @@ import sys
 import train
 from cmma_jax.records import read_metrics
 
-GRID = {"learning_rate": (0.001, 0.0003, 0.003), "discriminator_rate": (0.3, 0.1), "weight_variance": (1.0, 0.25)}
+GRID = {"learning_rate": (0.003, 0.001, 0.01), "discriminator_rate": (1.0, 0.3), "weight_variance": (1.0, 0.25)}
 
 
 def main(argv: list[str]) -> int:

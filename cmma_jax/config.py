@@ -71,6 +71,8 @@ class Config:
     """cgan: factor on the discriminator's learning rate."""
     discriminator_dropout: float = 0.0
     """cgan: fraction of the pixel values that the discriminator does not see."""
+    gradient_penalty: float = 1.0
+    """cgan: weight of the squared gradient of the discriminator at real faces."""
     weight_variance: float = 1.0
     """cgan: factor on the variance of the initial weights."""
 
@@ -101,7 +103,7 @@ class Config:
         for name in positive:
             _check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         for name in ("warmup_steps", "attribute_weight", "seed", "devices", "process_id", "num_processes",
-                     "linear_rate", "clip_norm", "discriminator_rate"):
+                     "linear_rate", "clip_norm", "discriminator_rate", "gradient_penalty"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
         for name in ("momentum", "final_momentum", "discriminator_dropout"):
@@ -167,8 +169,7 @@ def paper(model: str, dataset: str) -> Config:
     start = Config(model=model, preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
                    schedule="constant", warmup_steps=200, linear_path=False, mirror=False, attribute_dropout=0.0)
     if model == "cgan":
-        return dataclasses.replace(start, learning_rate=0.001, discriminator_rate=0.3, weight_variance=0.25,
-                                   clip_norm=0)
+        return dataclasses.replace(start, learning_rate=0.003, clip_norm=0)
     return start
 
 

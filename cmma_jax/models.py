@@ -11,6 +11,7 @@ from cmma_jax.config import Config
 from cmma_jax.data.dataset import Spec
 from cmma_jax.distributions import Bernoulli, Gaussian
 from cmma_jax.networks import (
+    GROUP,
     AttributeNetwork,
     DiscriminatorNetwork,
     LikelihoodNetwork,
@@ -38,8 +39,9 @@ class Model(NamedTuple):
         its mean is meant, the generator's face.
       posterior: (params, x, y, mask) -> q(z|x, y); with an empty mask it is q(z|x). None: a CGAN.
       attributes: (params, z) -> q(y|z), Bernoulli or Gaussian over [B, A]. None where z does not depend on y.
-      discriminator: (params, x, y, mask, seen) -> [B] logits of x being real; a CGAN's alone. seen: [B, H, W, 3]
-        bool, the pixel values that it looks at (dropout of its input).
+      discriminator: (params, x, y, mask, seen) -> [B] logits of x being real; a CGAN's alone; B a multiple of
+        `networks.GROUP`, whose faces it compares. seen: [B, H, W, 3] bool, the pixel values that it looks at
+        (dropout of its input).
     """
 
     init: Callable[..., Params]
@@ -89,59 +91,43 @@ def cmma(config: Config, spec: Spec) -> Model:
 
 
 def cvae(config: Config, spec: Spec) -> Model:
-    """Returns the conditional VAE of Kingma et al. (2014): z ~ N(0, I), q(z|x, y), p(x|y, z) (Eq. 13).
-
-    It has neither f nor h2; as many parameters see the attributes at g's entrance instead.
-    """
-    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path)
-    x, a, z = _examples(config, spec)
-
-    def parts(units: int) -> dict:
-        g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, units)
-        return {"h": (h, x, a), "g": (g, z, a)}
-
-    networks = parts(_matching_units(config, spec, parts))
-    g = networks["g"][0]
-
-    def init(key: jax.Array) -> Params:
-        return _init(key, networks)
-
-    def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return _standard_prior(config, y)
-
-    def posterior(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return Gaussian(*h.apply({"params": params["h"]}, _scaled(x, spec), encode_attributes(y, mask, spec.kind)))
-
-    def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        a = encode_attributes(y, mask, spec.kind)
-        return _pixel_gaussian(*g.apply({"params": params["g"]}, z, a), spec)
-
-    return Model(init, prior, likelihood, posterior)
+    """Returns the conditional VAE of Kingma et al. (2014): z ~ N(0, I), q(z|x, y), p(x|y, z) (Eq. 13)."""
+    return _with_standard_prior(config, spec, lambda y, mask: encode_attributes(y, mask, spec.kind))
 
 
 def vae(config: Config, spec: Spec) -> Model:
     """Returns the VAE of Kingma and Welling (2014): z ~ N(0, I), q(z|x), p(x|z); y is taken and not looked at."""
+    return _with_standard_prior(config, spec, lambda y, mask: None)
+
+
+def _with_standard_prior(config: Config, spec: Spec, encode: Callable[..., jax.Array | None]) -> Model:
+    """Returns h and g under z ~ N(0, I); encode: (y, mask) -> what both see of the attributes, or None.
+
+    There is neither f nor h2: as many parameters are at g's entrance instead.
+    """
     h = PosteriorNetwork(config.latent_size, config.width, config.linear_path)
     x, _, z = _examples(config, spec)
+    none = jnp.zeros((1, len(spec.attributes)))
+    a = encode(none, none)
 
-    def parts(units: int) -> dict:
+    def networks(units: int) -> dict:
         g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, units)
-        return {"h": (h, x, None), "g": (g, z)}
+        return {"h": (h, x, a), "g": (g, z, a)}
 
-    networks = parts(_matching_units(config, spec, parts))
-    g = networks["g"][0]
+    chosen = networks(_matching_units(config, spec, networks))
+    g = chosen["g"][0]
 
     def init(key: jax.Array) -> Params:
-        return _init(key, networks)
+        return _init(key, chosen)
 
     def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
         return _standard_prior(config, y)
 
     def posterior(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return Gaussian(*h.apply({"params": params["h"]}, _scaled(x, spec), None))
+        return Gaussian(*h.apply({"params": params["h"]}, _scaled(x, spec), encode(y, mask)))
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return _pixel_gaussian(*g.apply({"params": params["g"]}, z), spec)
+        return _pixel_gaussian(*g.apply({"params": params["g"]}, z, encode(y, mask)), spec)
 
     return Model(init, prior, likelihood, posterior)
 
@@ -153,13 +139,14 @@ def cgan(config: Config, spec: Spec) -> Model:
     that no pixel leaves [0, 1]. All initial weights have `weight_variance` times their usual variance.
     """
     generator = LikelihoodNetwork(spec.image_shape, config.width, False, config.prior_hidden // 4, heads=1,
-                                  head_init=nn.initializers.variance_scaling(4.0, "fan_in", "normal"), norm=True)
+                                  head_init=nn.initializers.variance_scaling(0.4, "fan_in", "normal"), norm=True)
     network = DiscriminatorNetwork(config.width)
     x, a, z = _examples(config, spec)
     middle = jnp.clip(jnp.asarray(spec.mean_face)[None], 0.01, 0.99)
 
     def init(key: jax.Array) -> Params:
-        params = _init(key, {"g": (generator, z, a), "discriminator": (network, x, a)})
+        group = tuple(jnp.repeat(each, GROUP, 0) for each in (x, a))
+        params = _init(key, {"g": (generator, z, a), "discriminator": (network, *group)})
         return jax.tree.map(lambda leaf: leaf * config.weight_variance**0.5, params)  # biases are 0
 
     def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
@@ -207,13 +194,13 @@ def _standard_prior(config: Config, y: jax.Array) -> Gaussian:
     return Gaussian(zeros, zeros)
 
 
-def _matching_units(config: Config, spec: Spec, parts: Callable[[int], dict]) -> int:
+def _matching_units(config: Config, spec: Spec, networks: Callable[[int], dict]) -> int:
     """Returns the units at g's entrance with which networks come nearest to a CMMA's number of parameters."""
-    def count(networks: dict) -> int:
-        return count_parameters(jax.eval_shape(lambda key: _init(key, networks), jax.random.key(0)))
+    def count(units: int) -> int:
+        return count_parameters(jax.eval_shape(lambda key: _init(key, networks(units)), jax.random.key(0)))
 
     wanted = count_parameters(jax.eval_shape(cmma(config, spec).init, jax.random.key(0)))
-    few, more = count(parts(1)), count(parts(2))
+    few, more = count(1), count(2)
     return max(1, 1 + round((wanted - few) / (more - few)))
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from cmma_jax import layers
 
 STAGES = 4  # 64 x 64 -> 4 x 4
+GROUP = 4  # faces that a discriminator compares with one another
 
 
 class Conv(nn.Module):
@@ -98,14 +99,23 @@ class PosteriorNetwork(nn.Module):
 
 
 class DiscriminatorNetwork(nn.Module):
-    """A CGAN's discriminator: h with one head, the logit of "this face is real, given these attributes"."""
+    """A CGAN's discriminator: h with one head, the logit of "this face is real, given these attributes".
+
+    Beside a face's features it sees their deviations over a group of GROUP neighbours in the batch (minibatch
+    discrimination, Salimans et al. 2016, in the form of Karras et al. 2018, a value a feature). Without it a
+    generator whose samples are all alike is told only by each of them, and stays so.
+    """
 
     width: int
 
     @nn.compact
     def __call__(self, x: jax.Array, a: jax.Array) -> jax.Array:
-        """x: [B, H, W, 3] centred and scaled, a: [B, 2A] -> [B] logits."""
-        return nn.Dense(1, name="logit")(_image_features(x, a, self.width, nn.leaky_relu))[:, 0]
+        """x: [B, H, W, 3] centred and scaled, a: [B, 2A], B a multiple of GROUP -> [B] logits."""
+        features = _image_features(x, a, self.width, lambda u: nn.leaky_relu(u, 0.2))
+        groups = features.reshape(-1, GROUP, features.shape[-1])
+        deviations = jnp.sqrt(groups.var(1, keepdims=True) + 1e-6)
+        deviations = jnp.broadcast_to(deviations, groups.shape).reshape(features.shape)
+        return nn.Dense(1, name="logit")(jnp.concatenate([features, deviations], -1))[:, 0]
 
 
 class LikelihoodNetwork(nn.Module):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmma_jax.distributions import kl, split_each, standard_uniform, sum_event
+from cmma_jax.distributions import kl, split_each, standard_normal, standard_uniform, sum_event
 from cmma_jax.models import Model, Params
 
 
@@ -107,22 +107,29 @@ def importance_weighted_bound(model: Model, params: Params, key: jax.Array, x: j
     return total - jnp.log(samples)
 
 
+PENALTY_SHIFT = 0.1  # pixel deviations
+
+
 class GanTerms(NamedTuple):
     """What a CGAN's two players pay, an example each, in nats, and how the discriminator fares.
 
     Attributes:
       generator: [B] -log D(G(u, y), y), non-saturating (Goodfellow et al. 2014); no gradient for D.
       discriminator: [B] -log D(x, y) - log(1 - D(G(u, y), y)); no gradient for G.
+      penalty: [B] ((D(x + e v, y) - D(x, y)) / e)^2 at a random v ~ N(0, I), e small: the squared gradient of D at
+        real faces but for terms in e, in units of `pixel_deviation` (Mescheder, Geiger and Nowozin 2018, without their
+        second derivatives); no gradient for G.
       accuracy: [B] the share of the two, real and made, that D tells rightly.
     """
 
     generator: jax.Array
     discriminator: jax.Array
+    penalty: jax.Array
     accuracy: jax.Array
 
 
 def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array,
-                dropout: float) -> GanTerms:
+                dropout: float, pixel_deviation: float) -> GanTerms:
     """Returns a CGAN's losses; both players move at once, each by its own loss.
 
     Args:
@@ -132,8 +139,9 @@ def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: j
       x: [B, H, W, 3] real faces in [0, 1].
       y, mask: [B, A] their attributes, which are also the attributes asked of the generator: draws from the data.
       dropout: fraction of the pixel values that the discriminator does not see, other ones of each face.
+      pixel_deviation: the data's, by which the discriminator's network divides.
     """
-    noise_key, real_key, fake_key = split_each(key, 3)
+    noise_key, real_key, fake_key, shift_key = split_each(key, 4)
     fixed = jax.lax.stop_gradient(params)
     noise = model.prior(params, y, mask).sample(noise_key)
     made = model.likelihood(params, noise, y, mask).mean
@@ -143,9 +151,11 @@ def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: j
         return model.discriminator(params, x, y, mask, seen)
 
     real, unreal = logit(params, real_key, x), logit(params, fake_key, jax.lax.stop_gradient(made))
+    shift = PENALTY_SHIFT * pixel_deviation * standard_normal(shift_key, x.shape)
+    penalty = jnp.square((logit(params, real_key, x + shift) - real) / PENALTY_SHIFT)
     accuracy = 0.5 * ((real > 0).astype(x.dtype) + (unreal < 0))
     return GanTerms(jax.nn.softplus(-logit(fixed, fake_key, made)), jax.nn.softplus(-real) + jax.nn.softplus(unreal),
-                    accuracy)
+                    penalty, accuracy)
 
 
 def make_loss(model: Model, attribute_dropout: float, attribute_weight: float):
@@ -165,11 +175,11 @@ def make_loss(model: Model, attribute_dropout: float, attribute_weight: float):
     return loss
 
 
-def make_adversarial_loss(model: Model, dropout: float):
+def make_adversarial_loss(model: Model, dropout: float, pixel_deviation: float, penalty_weight: float):
     """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), whose gradient moves both players."""
 
     def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
-        terms = adversarial(model, params, key, x, y, mask, dropout)
-        return terms.generator + terms.discriminator, terms._asdict()
+        terms = adversarial(model, params, key, x, y, mask, dropout, pixel_deviation)
+        return terms.generator + terms.discriminator + penalty_weight / 2 * terms.penalty, terms._asdict()
 
     return loss
