@@ -12,6 +12,7 @@ from cmma_jax.config import Config
 from cmma_jax.data.dataset import Faces, make_dataset, pixels
 from cmma_jax.distributions import Bernoulli, Gaussian
 from cmma_jax.models import MODELS, PIXEL_LOGVAR_FLOOR, cgan, cmma, count_parameters, cvae, encode_attributes, vae
+from cmma_jax.networks import GROUP
 from cmma_jax.objectives import elbo
 
 
@@ -155,7 +156,7 @@ def test_a_vae_looks_at_no_attribute(small):
 def test_a_cgan_sees_attributes_in_both_networks_and_stays_within_the_pixels_range(small):
     model = cgan(small.config, small.data.spec)
     params = random_params(model)
-    x, y, mask = arrays(small)
+    x, y, mask = (each[jnp.arange(GROUP) % len(each)] for each in arrays(small))
     full, seen, z = jnp.ones_like(mask), jnp.ones_like(x, bool), jnp.full((len(x), small.config.latent_size), 3.0)
     assert (jax.grad(lambda y: model.discriminator(params, x, y, full, seen).sum())(y) != 0).all()
     assert (jax.grad(lambda y: total(model.likelihood(params, z, y, full).mean))(y) != 0).all()

@@ -9,6 +9,7 @@ import scipy.stats
 from cmma_jax.data.dataset import pixels
 from cmma_jax.distributions import Bernoulli, Gaussian
 from cmma_jax.models import Model, cgan
+from cmma_jax.networks import GROUP
 from cmma_jax.objectives import (
     adversarial,
     elbo,
@@ -201,13 +202,18 @@ def size(tree):
     return sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("loss, trains, leaves", [("generator", "g", "discriminator"), ("discriminator",
-                                                                                       "discriminator", "g")])
+def groups(small):
+    return jax.tree.map(lambda each: each[jnp.arange(2 * GROUP) % len(each)], example(small))
+
+
+@pytest.mark.parametrize("loss, trains, leaves", [("generator", "g", "discriminator"),
+                                                  ("discriminator", "discriminator", "g"),
+                                                  ("penalty", "discriminator", "g")])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_each_player_is_trained_by_its_own_loss_alone(small, gan, loss, trains, leaves, dropout):
     model, params = gan
-    x, y, mask = example(small)
-    gradient = jax.grad(lambda p: getattr(adversarial(model, p, jax.random.key(0), x, y, mask, dropout),
+    x, y, mask = groups(small)
+    gradient = jax.grad(lambda p: getattr(adversarial(model, p, jax.random.key(0), x, y, mask, dropout, 0.25),
                                           loss).sum())(params)
     assert size(gradient[leaves]) == 0 and size(gradient[trains]) > 0
 
@@ -215,10 +221,10 @@ def test_each_player_is_trained_by_its_own_loss_alone(small, gan, loss, trains, 
 def test_adversarial_losses_are_the_log_probabilities_of_goodfellow(small, gan):
     """By probabilities in float64, from the discriminator's own words on real and on generated faces."""
     model, params = gan
-    x, y, mask = example(small)
-    keys = jax.random.split(jax.random.key(5), 6)
-    terms = adversarial(model, params, keys, x, y, mask, 0.0)
-    noise_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)[0]
+    x, y, mask = groups(small)
+    keys = jax.random.split(jax.random.key(5), 2 * GROUP)
+    terms = adversarial(model, params, keys, x, y, mask, 0.0, 0.25)
+    noise_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 4)[0]
     made = model.likelihood(params, model.prior(params, y, mask).sample(noise_keys), y, mask).mean
     seen = jnp.ones_like(x, bool)
     real, fake = (1 / (1 + np.exp(-np.float64(model.discriminator(params, faces, y, mask, seen))))
@@ -230,23 +236,41 @@ def test_adversarial_losses_are_the_log_probabilities_of_goodfellow(small, gan):
 
 def test_dropout_hides_its_share_of_the_pixels(small, gan):
     model, params = gan
-    x, y, mask = example(small)
+    x, y, mask = groups(small)
     shares = []
 
     def discriminator(params, x, y, mask, seen):
         shares.append(float(seen.mean()))
         return jnp.zeros(len(x))
 
-    adversarial(model._replace(discriminator=discriminator), params, jax.random.key(0), x, y, mask, 0.3)
-    assert len(shares) == 3 and np.abs(np.asarray(shares) - 0.7).max() < 4 * np.sqrt(0.21 / x.size)
+    adversarial(model._replace(discriminator=discriminator), params, jax.random.key(0), x, y, mask, 0.3, 0.25)
+    assert len(shares) == 4 and np.abs(np.asarray(shares) - 0.7).max() < 4 * np.sqrt(0.21 / x.size)
 
 
-def test_adversarial_examples_do_not_touch_each_other(small, gan):
+def test_the_penalty_is_the_squared_gradient_at_real_faces(small, gan):
+    """A linear discriminator's, w.x: its gradient is w, in units of the pixels' deviation 0.25."""
     model, params = gan
-    x, y, mask = example(small)
-    keys = jax.random.split(jax.random.key(0), 6)
-    loss = make_adversarial_loss(model, 0.5)
+    x, y, mask = groups(small)
+    w = jax.random.normal(jax.random.key(1), x.shape[1:])
+    linear = model._replace(discriminator=lambda params, x, y, mask, seen: (x * w[None]).sum((1, 2, 3)))
+    draws = np.concatenate([adversarial(linear, params, jax.random.key(i), x, y, mask, 0.0, 0.25).penalty
+                            for i in range(200)])
+    expected = 0.25**2 * float(jnp.square(w).sum())
+    assert abs(draws.mean() - expected) < 4 * draws.std() / np.sqrt(len(draws))
+    assert draws.std() / np.sqrt(len(draws)) < 0.1 * expected
+
+
+def test_faces_touch_each_other_within_their_group_alone(small, gan):
+    model, params = gan
+    x, y, mask = groups(small)
+    keys = jax.random.split(jax.random.key(0), 2 * GROUP)
+    loss = make_adversarial_loss(model, 0.5, 0.25, 3.0)
     whole, terms = loss(params, keys, x, y, mask)
-    np.testing.assert_allclose(loss(params, keys[2:4], x[2:4], y[2:4], mask[2:4])[0], whole[2:4], rtol=1e-5)
-    np.testing.assert_allclose(whole, terms["generator"] + terms["discriminator"])
-    assert set(terms) == {"generator", "discriminator", "accuracy"}
+    np.testing.assert_allclose(loss(params, keys[GROUP:], x[GROUP:], y[GROUP:], mask[GROUP:])[0], whole[GROUP:],
+                               rtol=1e-4)
+    np.testing.assert_allclose(whole, terms["generator"] + terms["discriminator"] + 1.5 * terms["penalty"], rtol=1e-6)
+    assert set(terms) == {"generator", "discriminator", "penalty", "accuracy"}
+    seen = jnp.ones_like(x, bool)
+    other = model.discriminator(params, x.at[1].set(1 - x[1]), y, mask, seen)
+    moved = other != model.discriminator(params, x, y, mask, seen)
+    np.testing.assert_array_equal(moved, jnp.arange(2 * GROUP) < GROUP)

@@ -142,6 +142,7 @@ BAD = {
     "unknown preset": (["--preset=papr"], ["papr", "did you mean 'paper'"]),
     "unknown model": (["--model=cmaa"], ["cmaa", "did you mean 'cmma'"]),
     "gauthier's settings for another model": (["--preset=gauthier"], ["--model=cgan"]),
+    "a batch that is no groups": (["--model=cgan", "--batch_size=6"], ["--batch_size=6", "multiple of 4"]),
     "seeds that are none": (["--seeds=1,b"], ["--seeds=1,b", "commas between"]),
     "not a number": (["--epochs=many"], ["many", "epochs"]),
     "out of range": (["--attribute_dropout=2"], ["--attribute_dropout=2", "0 to 1"]),
