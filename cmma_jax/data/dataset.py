@@ -40,6 +40,7 @@ class Spec:
         for "real", y = (score - mean) / std.
       mean_face: [H, W, 3] float32, the mean training face, pixels in [0, 1].
       pixel_std: the root mean squared deviation of a training pixel from the mean face.
+      attribute_percentiles: [A][101] of the training rows as they were read, 0th to 100th; of real-valued ones alone.
     """
 
     dataset: str
@@ -49,6 +50,7 @@ class Spec:
     attribute_std: tuple[float, ...]
     mean_face: np.ndarray
     pixel_std: float
+    attribute_percentiles: tuple[tuple[float, ...], ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -67,7 +69,8 @@ class Spec:
     @classmethod
     def from_json(cls, fields: dict) -> "Spec":
         sequences = ("attributes", "attribute_mean", "attribute_std")
-        return cls(**fields | {k: tuple(fields[k]) for k in sequences}
+        percentiles = tuple(tuple(each) for each in fields.get("attribute_percentiles", ()))
+        return cls(**fields | {k: tuple(fields[k]) for k in sequences} | {"attribute_percentiles": percentiles}
                    | {"mean_face": np.asarray(fields["mean_face"], np.float32)})
 
 
@@ -102,8 +105,11 @@ def make_dataset(dataset: str, attributes: tuple[str, ...], kind: Literal["binar
     mean_face /= train.size
     for start in range(0, train.size, 1000):
         squares += np.square(train.x[start:start + 1000] / 255.0 - mean_face).sum()
+    percentiles = () if kind == "binary" else tuple(
+        tuple(np.percentile(train.y[train.mask[:, a], a].astype(np.float64), np.arange(101)).tolist())
+        for a in range(len(attributes)))
     spec = Spec(dataset, tuple(attributes), kind, tuple(mean.tolist()), tuple(std.tolist()),
-                mean_face.astype(np.float32), float(np.sqrt(squares / train.x.size)))
+                mean_face.astype(np.float32), float(np.sqrt(squares / train.x.size)), percentiles)
     return Dataset(finish(train), finish(validation), finish(test), spec)
 
 

@@ -13,20 +13,19 @@ import csv
 import logging
 import math
 import pathlib
-import warnings
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import tqdm
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.errors import InputError
+from cmma_jax.images import one_line, open_picture
 
 TABLE = "attributes.csv"
 SPLITS = ("train", "validation", "test")
 LAYOUT = "its first two lines like 'file,Smiling,Eyeglasses' and 'anna.jpg,1,0'"
-LARGEST = 40_000_000  # pixels; a header that promises more is refused before it is decoded
 SMALLEST_FOLDER = 10  # faces that an 80/10/10 split needs
 WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -120,43 +119,12 @@ def read_image(source: pathlib.Path | BinaryIO, name: str, image_size: int) -> n
     Raises:
       InputError: the image is corrupt, or its header promises more than LARGEST pixels.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(source) as image:
-                pixels = math.prod(image.size)
-                face = _square(image, image_size) if pixels <= LARGEST else None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            face, pixels = None, f"more than {LARGEST}"
-        except Exception as error:  # a corrupt file makes Pillow's decoders raise almost anything
-            raise InputError(f"{name} cannot be decoded ({one_line(error)}); expected an image that Pillow reads: "
-                             "replace it or leave it out") from error
-    if face is None:
-        raise InputError(f"{name} is too large: {pixels} pixels; expected at most {LARGEST}: scale it down")
-    return face
-
-
-def _square(image: Image.Image, size: int) -> np.ndarray:
-    """Returns [size, size, 3] uint8: upright, on white, the central square, resized with antialiasing."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels of mode {image.mode}; save it with 8 bits a channel")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = open_picture(source, name)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    square = image.convert("RGB").crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
-
-
-def one_line(error: Exception) -> str:
-    """Returns an exception's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    square = image.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((image_size, image_size), Image.Resampling.LANCZOS))
 
 
 def _read_table(folder: pathlib.Path, table: pathlib.Path) -> tuple[tuple[str, ...], list[Row]]:

@@ -1,34 +1,23 @@
 """Faces generated for a set's attributes, and whether they differ from one another as real ones do."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmma_jax import sampling
 from cmma_jax.data.dataset import Faces
 from cmma_jax.models import Model, Params
-from cmma_jax.sampling import generate
 
 
-def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100) -> np.ndarray:
+def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0) -> np.ndarray:
     """Returns a random face for the attributes of each of N faces: [N, H, W, 3] in [0, 1].
 
     A face's noise comes from the seed and its row alone.
     """
-    made = []
-    for start in range(0, faces.size, batch_size):
-        rows = np.arange(start, start + batch_size)  # the last batch is filled up, so that one program does for all
-        there = np.minimum(rows, faces.size - 1)
-        batch = _batch(model, params, seed, rows, faces.y[there], faces.mask[there])
-        made.append(np.asarray(batch)[rows < faces.size])
-    return np.concatenate(made)
+    def make(rows, y, mask):
+        return sampling.generate(model, params, sampling.row_keys(seed, rows), y, mask)
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _batch(model, params, seed, rows, y, mask):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
-    return generate(model, params, keys, y, mask)
+    return sampling.in_batches(make, np.arange(faces.size), faces.y, faces.mask)
 
 
 def diversity(made: np.ndarray, real: np.ndarray) -> float:

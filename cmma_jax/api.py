@@ -1,0 +1,248 @@
+"""What a program does with a finished run: `cmma_jax.load(...)` and the methods of `FaceModel`."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmma_jax import sampling
+from cmma_jax.attributes import Attributes, Settings
+from cmma_jax.errors import InputError
+from cmma_jax.runs import Run, find_runs, load_run
+
+INFERENCE_SAMPLES = 20
+
+
+def load(path: pathlib.Path | str = "", *, runs_dir: pathlib.Path | str = "runs", model: str = "cmma",
+         unfinished: bool = False) -> "FaceModel":
+    """Returns the model of a run's best checkpoint.
+
+    Args:
+      path: the run's folder; empty: the newest finished run of `model` in `runs_dir`.
+      runs_dir, model: where it is looked for, and of which kind; an empty `model`: of any.
+      unfinished: whether a run whose training has not come to its end will do.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    if not path:
+        path = max(find_runs(runs_dir, model, unfinished=unfinished),
+                   key=lambda run: (run / "metrics.jsonl").stat().st_mtime)
+    return FaceModel(load_run(path, unfinished))
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceModel:
+    """A trained model as a person uses it: attributes by name, arrays in and out, noise from a seed.
+
+    Faces go in as [H, W, 3] or [N, H, W, 3], uint8 or floats in [0, 1], and come out as [N, H, W, 3] float32 in
+    [0, 1]. Attributes are {name: value}, forgiving of case and `_`; those not named are unknown. A binary one takes 0
+    to 1, a real-valued one a score, "+2sd" or "p95". Each method calls the function of `cmma_jax.sampling` that has its
+    name, compiled once for each power of two of N. All raise InputError for what is wrong with their input.
+    """
+
+    run: Run
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of its A attributes."""
+        return self.run.spec.attributes
+
+    def generate(self, attributes: Settings | None = None, n: int = 1, seed: int = 0, temperature: float = 1.0,
+                 groups: bool = True) -> np.ndarray:
+        """Returns n faces for attributes, samples of p(x|y), of which those not named are unknown.
+
+        Args:
+          attributes: what they are to have.
+          n: how many.
+          seed: of the noise; face i depends on the seed and i alone.
+          temperature: factor on the prior's deviation; 0: its mean, n times the same face.
+          groups: whether setting an attribute resets what contradicts it.
+        """
+        y, mask = self.encode(attributes or {}, groups=groups)
+        return self.generate_encoded(np.repeat(y[None], max(n, 0), 0), np.repeat(mask[None], max(n, 0), 0), seed,
+                                     temperature)
+
+    def generate_encoded(self, y: np.ndarray, mask: np.ndarray, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
+        """Returns a face for each row of y, mask: [N, A], arguments else as of `generate`."""
+        if not len(y):
+            raise InputError("0 faces were asked for; give 1 or more")
+        _require(temperature, "temperature", 0.0)
+
+        def make(rows, y, mask):
+            return sampling.generate(self.run.model, self.run.params, sampling.row_keys(seed, rows), y, mask,
+                                     jnp.float32(temperature))
+
+        return sampling.in_batches(make, np.arange(len(y)), y, mask)
+
+    def edit(self, x: np.ndarray, attributes: Settings, known: Settings | None = None, intensity: float = 1.0, *,
+             literal: bool = False, keep_detail: bool = False, groups: bool = True) -> np.ndarray:
+        """Returns faces with attributes changed.
+
+        Args:
+          x: the faces.
+          attributes: what they are to have.
+          known: what they have; the others are told by the model from each face, by q(y|z). Without q(y|z), as in a
+            CVAE, they stay unknown.
+          intensity: 0 is no change, 1 the attributes asked for; what lies outside extrapolates.
+          literal, keep_detail: as of `sampling.edit`.
+          groups: whether setting an attribute resets what contradicts it.
+        """
+        x = self._faces(x)
+        self._settings().settle(attributes, *self.encode({}), groups)  # errors before the work
+        y, mask = self._complete(x, *self._rows(known or {}, len(x), groups))
+        new_y, new_mask = self._settings().settle(attributes, y, mask, groups)
+        return self.edit_encoded(x, y, mask, new_y, new_mask, intensity, literal=literal, keep_detail=keep_detail)
+
+    def edit_encoded(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, new_y: np.ndarray, new_mask: np.ndarray,
+                     intensity: float | np.ndarray = 1.0, *, literal: bool = False, keep_detail: bool = False
+                     ) -> np.ndarray:
+        """Returns faces changed from y to new_y, [N, A] each with its mask; intensity: a number or [N]."""
+        intensity = np.broadcast_to(np.asarray(intensity, np.float32), (len(x),))
+        _require(float(np.abs(intensity).max()), "intensity", 0.0)
+        self._require("posterior", "cannot look at a face")
+
+        def change(*arrays):
+            return sampling.edit(self.run.model, self.run.params, *arrays, literal=literal, keep_detail=keep_detail)
+
+        return sampling.in_batches(change, x, y, mask, new_y, new_mask, intensity)
+
+    def infer_attributes(self, x: np.ndarray, known: Settings | None = None, seed: int = 0,
+                         samples: int = INFERENCE_SAMPLES, steps: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Returns {name: (mean [N], deviation [N])}: a binary attribute's probability, a real-valued one's score.
+
+        The deviation is that of the probability between samples of z, or of q(y|x) in the score's units.
+
+        Args:
+          x: the faces.
+          known: attributes that are known of all of them.
+          seed, samples, steps: as of `sampling.infer_attributes`.
+        """
+        x = self._faces(x)
+        y, mask = self._rows(known or {}, len(x), True)
+        mean, deviation = self._infer(x, y, mask, seed, samples, steps)
+        if self.run.spec.kind == "real":
+            scale, middle = (np.asarray(a) for a in (self.run.spec.attribute_std, self.run.spec.attribute_mean))
+            mean, deviation = mean * scale[None] + middle[None], deviation * scale[None]
+        return {name: (mean[:, i], deviation[:, i]) for i, name in enumerate(self.attributes)}
+
+    def reconstruct(self, x: np.ndarray, known: Settings | None = None) -> np.ndarray:
+        """Returns what the model makes of faces again; `known`: attributes that are known of all of them."""
+        x = self._faces(x)
+        self._require("posterior", "cannot look at a face")
+
+        def make(*arrays):
+            return sampling.reconstruct(self.run.model, self.run.params, *arrays)
+
+        return sampling.in_batches(make, x, *self._rows(known or {}, len(x), True))
+
+    def morph(self, x: np.ndarray, frames: int = 24) -> np.ndarray:
+        """Returns [frames, H, W, 3], the straight path in z from the first of two faces to the second."""
+        x = self._faces(x)
+        if len(x) != 2 or frames < 2:
+            raise InputError(f"a morph needs 2 faces and 2 frames or more; got {len(x)} faces and {frames} frames")
+        y, mask = self._complete(x, *self._rows({}, 2, True))
+        return np.asarray(sampling.morph(self.run.model, self.run.params, x, y, mask, np.linspace(0, 1, frames,
+                                                                                                dtype=np.float32)))
+
+    def encode(self, attributes: Settings, groups: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Returns y, mask: [A] of named attributes, the others unknown."""
+        nothing = np.zeros(len(self.attributes), np.float32)
+        return self._settings().settle(attributes, nothing, nothing.astype(bool), groups)
+
+    def export(self, path: pathlib.Path | str) -> list[pathlib.Path]:
+        """Writes the sampler as StableHLO, by `jax.export`, for programs that do not have this package.
+
+        path gets the sampler with its parameters, and path + ".json" the names of the attributes and how to call it:
+        `jax.export.deserialize(bytes).call(seed, y, mask, temperature)`, seed: uint32, y: [N, A] float32, mask: [N, A]
+        bool, temperature: float32 -> [N, H, W, 3] float32 in [0, 1], any N, on CPU, CUDA GPU and TPU.
+
+        Returns both paths.
+        """
+        model, params, spec = self.run.model, self.run.params, self.run.spec
+
+        def sampler(seed, y, mask, temperature):
+            def one(row, y, mask):
+                return sampling.generate(model, params, sampling.row_keys(seed, row[None]), y[None], mask[None],
+                                         temperature)[0]
+
+            return jax.vmap(one)(jnp.arange(y.shape[0]), y, mask)
+
+        (batch,) = jax.export.symbolic_shape("n")
+        shape, number = (batch, len(spec.attributes)), jax.ShapeDtypeStruct
+        exported = jax.export.export(jax.jit(sampler), platforms=("cpu", "cuda", "tpu"))(
+            number((), jnp.uint32), number(shape, jnp.float32), number(shape, jnp.bool_), number((), jnp.float32))
+        facts = {"call": "jax.export.deserialize(bytes).call(seed, y, mask, temperature)",
+                 "arguments": {"seed": "uint32", "y": "[N, A] float32", "mask": "[N, A] bool, True: known",
+                               "temperature": "float32, 1: samples, 0: the prior's mean"},
+                 "result": f"[N, {', '.join(map(str, spec.image_shape))}] float32 in [0, 1]",
+                 "attributes": spec.attributes, "kind": spec.kind, "attribute_mean": spec.attribute_mean,
+                 "attribute_std": spec.attribute_std, "dataset": spec.dataset, "model": self.run.config.model}
+        paths = [pathlib.Path(path), pathlib.Path(f"{path}.json")]
+        for each, content in zip(paths, (exported.serialize(), json.dumps(facts, indent=1).encode()), strict=True):
+            write_whole(each, content)
+        return paths
+
+    def _settings(self) -> Attributes:
+        return Attributes(self.run.spec)
+
+    def _rows(self, attributes: Settings, n: int, groups: bool) -> tuple[np.ndarray, np.ndarray]:
+        y, mask = self.encode(attributes, groups)
+        return np.repeat(y[None], n, 0), np.repeat(mask[None], n, 0)
+
+    def _complete(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the attributes with those that are unknown told from the faces, where the model can tell them."""
+        if self.run.model.attributes is None or mask.all():
+            return y, mask
+        mean, _ = self._infer(x, y, mask, 0, INFERENCE_SAMPLES, 0)
+        told = (mean > 0.5).astype(np.float32) if self.run.spec.kind == "binary" else mean
+        return np.where(mask, y, told), np.ones_like(mask)
+
+    def _infer(self, x, y, mask, seed, samples, steps) -> tuple[np.ndarray, np.ndarray]:
+        self._require("attributes", "has no q(y|z) to tell attributes by; use a CMMA")
+        for name, value, least in (("samples", samples, 1), ("steps", steps, 0)):
+            _require(value, name, least)
+
+        def infer(rows, *arrays):
+            return sampling.infer_attributes(self.run.model, self.run.params, sampling.row_keys(seed, rows), *arrays,
+                                             samples=samples, steps=steps)
+
+        return sampling.in_batches(infer, np.arange(len(x)), x, y, mask)
+
+    def _faces(self, x: np.ndarray) -> np.ndarray:
+        """Returns faces as [N, H, W, 3] float32 in [0, 1]."""
+        x = np.asarray(x)
+        x = x / np.float32(255) if x.dtype == np.uint8 else x
+        x = x[None] if x.ndim == 3 else x
+        shape = self.run.spec.image_shape
+        if x.ndim != 4 or x.shape[1:] != shape or not len(x):
+            raise InputError(f"faces of shape {x.shape}; expected [N, {', '.join(map(str, shape))}], or one without N "
+                             "(cmma_jax.photos.read_photo crops a photograph)")
+        x = x.astype(np.float32)
+        if not (np.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
+            raise InputError("faces with pixels outside [0, 1]; give floats in [0, 1] or uint8")
+        return x
+
+    def _require(self, part: str, without: str) -> None:
+        if getattr(self.run.model, part) is None:
+            raise InputError(f"the {self.run.system} in {self.run.path} {without}")
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole or not at all; raises InputError if it cannot be written."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}); give another --out") from error
+
+
+def _require(value: float, name: str, least: float) -> None:
+    if not (math.isfinite(value) and value >= least):
+        raise InputError(f"{name} {value:g} is out of range; give {least:g} or more" if math.isfinite(value)
+                         else f"{name} {value} is no number; give a finite one")

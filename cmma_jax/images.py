@@ -1,0 +1,57 @@
+"""Pictures from files: upright, RGB, and refused before they are decoded where they are too large."""
+
+import math
+import pathlib
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cmma_jax.errors import InputError
+
+LARGEST = 40_000_000  # pixels; a header that promises more is refused before it is decoded
+
+
+def open_picture(source: pathlib.Path | BinaryIO, name: str) -> Image.Image:
+    """Returns a picture in RGB, turned upright by its EXIF orientation, on white where it is transparent.
+
+    Args:
+      source: a file or its path, in any of Pillow's formats.
+      name: the picture's name for error messages.
+
+    Raises:
+      InputError: the picture is corrupt, or its header promises more than LARGEST pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(source) as image:
+                pixels = math.prod(image.size)
+                picture = _upright(image) if pixels <= LARGEST else None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            picture, pixels = None, f"more than {LARGEST}"
+        except Exception as error:  # a corrupt file makes Pillow's decoders raise almost anything
+            raise InputError(f"{name} cannot be decoded ({one_line(error)}); expected an image that Pillow reads: "
+                             "replace it or leave it out") from error
+    if picture is None:
+        raise InputError(f"{name} is too large: {pixels} pixels; expected at most {LARGEST}: scale it down")
+    return picture
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels of mode {image.mode}; save it with 8 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def one_line(error: Exception) -> str:
+    """Returns an exception's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
