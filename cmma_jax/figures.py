@@ -1,6 +1,7 @@
 """Grids of faces, files in and out."""
 
 import functools
+import io
 import pathlib
 
 import jax
@@ -22,6 +23,15 @@ def grid(rows: list[np.ndarray]) -> Image.Image:
     r, n, height, width, channels = padded.shape
     whole = padded.transpose(0, 2, 1, 3, 4).reshape(r * height, n * width, channels)
     return Image.fromarray(np.pad(whole, ((0, GAP), (0, GAP), (0, 0)), constant_values=255))
+
+
+def animation(faces: np.ndarray, scale: int = 4, seconds: float = 0.08) -> bytes:
+    """Returns a GIF of faces [T, H, W, 3] in [0, 1] that goes there and back, for ever; each pixel `scale` wide."""
+    frames = np.round(255 * np.clip(faces, 0, 1)).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
+    pictures = [Image.fromarray(frame) for frame in (*frames, *frames[-2:0:-1])]
+    encoded = io.BytesIO()
+    pictures[0].save(encoded, format="GIF", save_all=True, append_images=pictures[1:], duration=1000 * seconds, loop=0)
+    return encoded.getvalue()
 
 
 def save_picture(picture: Image.Image, path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from cmma_jax.distributions import kl, split_each, standard_normal, standard_uniform, sum_event
 from cmma_jax.models import Model, Params
+from cmma_jax.networks import GROUP
 
 
 class Terms(NamedTuple):
@@ -138,7 +139,7 @@ def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: j
       key: one key, or [B] keys, one an example.
       x: [B, H, W, 3] real faces in [0, 1].
       y, mask: [B, A] their attributes, which are also the attributes asked of the generator: draws from the data.
-      dropout: fraction of the pixel values that the discriminator does not see, other ones of each face.
+      dropout: fraction of the pixel values that the discriminator does not see, other ones of each group of faces.
       pixel_deviation: the data's, by which the discriminator's network divides.
     """
     noise_key, real_key, fake_key, shift_key = split_each(key, 4)
@@ -148,6 +149,7 @@ def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: j
 
     def logit(params: Params, key: jax.Array, x: jax.Array) -> jax.Array:
         seen = standard_uniform(key, x.shape) >= dropout if dropout else jnp.ones_like(x, bool)
+        seen = jnp.repeat(seen[::GROUP], GROUP, 0)  # else the faces of a group differ by what is hidden of them
         return model.discriminator(params, x, y, mask, seen)
 
     real, unreal = logit(params, real_key, x), logit(params, fake_key, jax.lax.stop_gradient(made))

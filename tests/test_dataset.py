@@ -63,7 +63,8 @@ def test_the_description_survives_json_exactly(parts):
     back = Spec.from_json(json.loads(json.dumps(spec.to_json())))
     assert back.mean_face.dtype == spec.mean_face.dtype
     np.testing.assert_array_equal(back.mean_face, spec.mean_face)
-    names = ("dataset", "attributes", "kind", "attribute_mean", "attribute_std", "pixel_std", "image_shape")
+    names = ("dataset", "attributes", "kind", "attribute_mean", "attribute_std", "pixel_std", "image_shape",
+             "attribute_percentiles")
     for name in names:
         assert getattr(back, name) == getattr(spec, name) and type(getattr(back, name)) is type(getattr(spec, name))
 

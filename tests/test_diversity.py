@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from cmma_jax.data.dataset import Faces
 from cmma_jax.evaluation.diversity import diversity, generated_faces, mean_pair_distance
 
 
@@ -19,7 +20,8 @@ def test_mean_distance_is_over_all_pairs():
 def test_a_generated_face_depends_on_its_row_and_not_on_the_batch(small):
     faces = small.data.validation
     whole = generated_faces(small.model, small.params, faces, seed=3)
-    pieces = generated_faces(small.model, small.params, faces, seed=3, batch_size=7)
+    few = Faces(*(np.asarray(a)[:5] for a in faces))
+    pieces = generated_faces(small.model, small.params, few, seed=3)
     assert whole.shape == (30, 16, 16, 3) and 0 <= whole.min() and whole.max() <= 1
-    np.testing.assert_allclose(pieces, whole, atol=1e-5)
+    np.testing.assert_allclose(pieces, whole[:5], atol=1e-5)
     assert np.abs(generated_faces(small.model, small.params, faces, seed=4) - whole).max() > 0.01

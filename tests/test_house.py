@@ -10,13 +10,14 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
-    {"command_line", "config", "distributions", "layers", "records", "data.dataset", "data.synthetic", "data.lfw",
+    {"command_line", "config", "distributions", "images", "layers", "records", "data.dataset", "data.synthetic", "data.lfw",
      "data.folder", "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
     {"networks"},
     {"models"},
-    {"objectives", "sampling", "ppca", "runs"},
+    {"attributes", "objectives", "photos", "sampling", "ppca", "runs"},
     {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
-     "evaluation.judges", "evaluation.embeddings", "evaluation.table", "figures", "plots"},
+     "evaluation.judges", "evaluation.embeddings", "evaluation.table", "figures", "plots", "api"},
+    {"evaluation.editing", "paper_figures", "commands"},
     {"__main__"},
 ]
 GROUND = FLOORS[1]

@@ -241,10 +241,12 @@ def test_dropout_hides_its_share_of_the_pixels(small, gan):
 
     def discriminator(params, x, y, mask, seen):
         shares.append(float(seen.mean()))
+        in_groups = np.asarray(seen).reshape(-1, GROUP, *seen.shape[1:])
+        assert (in_groups == in_groups[:, :1]).all() and (in_groups[0] != in_groups[1]).any()
         return jnp.zeros(len(x))
 
     adversarial(model._replace(discriminator=discriminator), params, jax.random.key(0), x, y, mask, 0.3, 0.25)
-    assert len(shares) == 4 and np.abs(np.asarray(shares) - 0.7).max() < 4 * np.sqrt(0.21 / x.size)
+    assert len(shares) == 4 and np.abs(np.asarray(shares) - 0.7).max() < 4 * np.sqrt(0.21 * GROUP / x.size)
 
 
 def test_the_penalty_is_the_squared_gradient_at_real_faces(small, gan):

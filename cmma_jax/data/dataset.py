@@ -106,8 +106,8 @@ def make_dataset(dataset: str, attributes: tuple[str, ...], kind: Literal["binar
     for start in range(0, train.size, 1000):
         squares += np.square(train.x[start:start + 1000] / 255.0 - mean_face).sum()
     percentiles = () if kind == "binary" else tuple(
-        tuple(np.percentile(train.y[train.mask[:, a], a].astype(np.float64), np.arange(101)).tolist())
-        for a in range(len(attributes)))
+        tuple(np.percentile(train.y[rows, a].astype(np.float64), np.arange(101)).tolist()) if rows.any() else (0.0,) * 101
+        for a, rows in enumerate(train.mask.T))
     spec = Spec(dataset, tuple(attributes), kind, tuple(mean.tolist()), tuple(std.tolist()),
                 mean_face.astype(np.float32), float(np.sqrt(squares / train.x.size)), percentiles)
     return Dataset(finish(train), finish(validation), finish(test), spec)
