@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from cmma_jax import command_line, figures, parallel
+from cmma_jax.api import FaceModel
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset, Faces, spread
 from cmma_jax.errors import InputError
-from cmma_jax.evaluation import baselines, embeddings, judges, table
+from cmma_jax.evaluation import baselines, editing, embeddings, judges, table
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, importance_weighted, variational_bound
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import Sampler, model_sampler, parzen
@@ -24,6 +25,7 @@ HELP = """Compare finished runs on faces that they were not trained on.
 
   python evaluate.py                                 the bounds of the newest finished run of each model
   python evaluate.py --parzen                        the whole table: Parzen windows, baselines, judges
+  python evaluate.py --editing                       edits and told attributes, of the newest CMMA and CVAE
   python evaluate.py --run=runs/cmma-lfw --split=validation --picture=faces.png
 
 The table is printed and written as results-<dataset>-<split>.json, .csv and .md into --runs_dir. All figures are
@@ -53,6 +55,8 @@ class Arguments:
 
     parzen: bool = False
     """Parzen-window estimates, the baselines and the judges too."""
+    editing: bool = False
+    """Instead: do edits of faces show, do they keep the rest, and are attributes told rightly. Needs the judge."""
     run: str = ""
     """One run's folder; empty: the newest finished run of each model, with its other seeds."""
     runs_dir: str = "runs"
@@ -65,8 +69,8 @@ class Arguments:
     """Folder of the data set's files; empty: where the run found them."""
     split: Literal["train", "validation", "test"] = "test"
     """Which faces. Choose on validation, report on test."""
-    limit: int = 200
-    """Faces whose Parzen figure is taken, spread over the split; the bounds take all of it."""
+    limit: int = 100
+    """Faces whose Parzen figure is taken, or that are edited, spread over the split; the bounds take all of it."""
     samples: int = 0
     """Parzen windows a face, N; 0: 1,000 on a CPU, 10,000 on a GPU."""
     iwae: int = 50
@@ -97,6 +101,10 @@ def evaluate(arguments: Arguments) -> None:
     first = load_run(paths[0], arguments.unfinished)
     data = load_data(first, arguments)
     faces = getattr(data, arguments.split)
+    if arguments.editing:
+        evaluate_editing([first if path == paths[0] else load_run(path, arguments.unfinished) for path in paths], data,
+                         faces, arguments)
+        return
     samples = arguments.samples or PARZEN_SAMPLES.get(jax.default_backend(), 10_000)
     tools = find_tools(arguments, data, faces)
     print(f"{data.spec.dataset}, {arguments.split}, {faces.size:,} faces; K = {arguments.iwae}"
@@ -118,10 +126,47 @@ def evaluate(arguments: Arguments) -> None:
                f"importance-weighted with K = {arguments.iwae}"
                + (f"; Parzen with N = {samples:,} on {min(arguments.limit, faces.size)} faces" if arguments.parzen
                   else ""))
+    write(rows, heading, "results", data, arguments)
+
+
+def write(rows: dict[str, table.Figures], heading: str, name: str, data: Dataset, arguments: Arguments) -> None:
+    """Prints a table and writes it."""
     print("\n" + table.to_markdown(rows))
-    folder = paths[0] if arguments.run else pathlib.Path(arguments.runs_dir)
-    stem = folder / f"results-{data.spec.dataset.replace('/', '-')}-{arguments.split}"
+    stem = pathlib.Path(arguments.run or arguments.runs_dir) / (
+        f"{name}-{data.spec.dataset.replace('/', '-')}-{arguments.split}")
     print("written to " + ", ".join(str(path) for path in table.write(rows, stem, heading)))
+
+
+def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Arguments) -> None:
+    """Measures edits by the first seed of each model that looks at faces and attributes, and attributes as told."""
+    first = {run.system: run for run in reversed(runs) if run.config.model in ("cmma", "cvae")}
+    if not first:
+        raise InputError("edits need a CMMA or a CVAE; train one: python train.py --model=cmma")
+    tools = find_tools(arguments, data, faces)
+    if tools.judge is None:
+        raise InputError(f"edits are measured by a judge; make one: {judges.COMMAND} --dataset={data.spec.dataset}")
+    few, embed, threshold, pairs = spread(faces, arguments.limit), None, float("nan"), {}
+    if tools.embedded is not None:
+        embed = embeddings.embed_dlib
+        if arguments.split == "test" and data.test_people:
+            pairs, threshold = editing.real_pairs(tools.embedded, data.test_people)
+    rows, told = {}, {}
+    for system, run in reversed(first.items()):
+        check_data(run, data)
+        model = FaceModel(run)
+        for literal in (False, True):
+            for intensity in editing.INTENSITIES[:1] if literal else editing.INTENSITIES:
+                name = f"{system}, {'literal, ' if literal else ''}intensity {intensity:g}"
+                rows[name] = editing.measure_edits(model, tools.judge, few, intensity, literal, embed, threshold)
+        if run.model.attributes:
+            told |= editing.measure_inference(model, tools.judge, data, faces.size)
+            told |= editing.measure_inference(model, tools.judge, data, faces.size, steps=3)
+    rows |= editing.at_equal(rows, "identity" if embed else "moved") | pairs
+    write(rows, f"edits of {few.size} faces of {data.spec.dataset}, {arguments.split}; {tools.judge.visible.sum()} "
+          "attributes, one after another, details kept", "editing", data, arguments)
+    if told:
+        write(told, f"attributes told from {data.test.size:,} test faces of {data.spec.dataset}, mean of those that the "
+              "judge sees", "inference", data, arguments)
 
 
 def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples: int,
@@ -202,7 +247,7 @@ def check_data(run: Run, data: Dataset) -> None:
 
 def find_tools(arguments: Arguments, data: Dataset, faces: Faces) -> Tools:
     """Returns the judges that there are; says how to get those that there are not."""
-    if not arguments.parzen:
+    if not (arguments.parzen or arguments.editing):
         return Tools(None, None)
     path = judges.judge_path(arguments.judge or pathlib.Path(arguments.runs_dir)
                              / f"judge-{data.spec.dataset.replace('/', '-')}")

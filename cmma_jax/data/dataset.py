@@ -76,12 +76,19 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set in its three parts, with what a model must know of it."""
+    """A data set in its three parts, with what a model must know of it.
+
+    Attributes:
+      train, validation, test: the parts.
+      spec: what a model must know.
+      test_people: whose face each test row is, where that is known; else empty.
+    """
 
     train: Faces
     validation: Faces
     test: Faces
     spec: Spec
+    test_people: tuple[str, ...] = ()
 
 
 def make_dataset(dataset: str, attributes: tuple[str, ...], kind: Literal["binary", "real"],

@@ -10,6 +10,7 @@ Sources:
     Wild", 2015.
 """
 
+import dataclasses
 import functools
 import io
 import logging
@@ -98,7 +99,8 @@ def load_lfw(data_dir: str | pathlib.Path, kind: Literal["binary", "real"] = "bi
       InputError: a file is missing, or is not as described; the message names it.
     """
     labels, parts = read_lfw(data_dir, kind)
-    return make_dataset(labels.dataset, labels.attributes, kind, *(parts[s].faces for s in SPLITS))
+    data = make_dataset(labels.dataset, labels.attributes, kind, *(parts[s].faces for s in SPLITS))
+    return dataclasses.replace(data, test_people=tuple(key.rsplit("_", 1)[0] for key in parts["test"].keys))
 
 
 def read_lfw(data_dir: str | pathlib.Path, kind: Literal["binary", "real"]) -> tuple[Labels, dict[str, Part]]:

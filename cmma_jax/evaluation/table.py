@@ -15,7 +15,13 @@ COLUMNS = {  # figure: (heading, decimals)
     "parzen_sigma": ("sigma", 3), "kl": ("KL", 0), "reconstruction": ("reconstruction", 0),
     "bits_per_dim": ("bits/dim", 3), "active_latents": ("active units", 0), "diversity": ("diversity", 2),
     "balanced_accuracy": ("judged accuracy", 3), "cosine": ("judged cosine", 3), "fd_dlib": ("FD-dlib", 3),
-    "parameters": ("parameters", 0), "seeds": ("seeds", 0)}
+    "parameters": ("parameters", 0), "seeds": ("seeds", 0),
+    # of edits (evaluation.editing)
+    "flips": ("flips the judge", 3), "set": ("when set", 3), "reset": ("when reset", 3), "others": ("others moved", 4),
+    "moved": ("pixels moved", 4), "back": ("after the reverse", 4), "identity": ("identity, cosine", 3),
+    "kept": ("identity kept", 3), "empty": ("empty edit", 4), "empty_kept": ("empty edit, detail kept", 4),
+    # of told attributes
+    "accuracy": ("balanced accuracy", 3), "auc": ("AUC", 3), "ece": ("calibration error", 3)}
 
 
 def over_seeds(results: list[Figures]) -> Figures:

@@ -1,0 +1,165 @@
+"""Edits and told attributes, measured on faces whose attributes are known.
+
+An edit sets an attribute of a face that lacks it, or resets one that a face has, all else as it is. Five questions
+are asked of it: does the judge see the change; how far do its other attributes move; does the reverse edit lead back;
+does an edit that changes nothing change nothing; and is it still the same person.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from cmma_jax.api import FaceModel
+from cmma_jax.attributes import Attributes
+from cmma_jax.data.dataset import Dataset, Faces, spread
+from cmma_jax.evaluation.judges import Judge, aucs, best_threshold, judge_probabilities
+from cmma_jax.evaluation.table import Figures
+
+INTENSITIES = (1.0, 2.0, 3.0, 4.0)
+IDENTITY_FACES = 20  # for each attribute, of those edited: an embedding costs as much as hundreds of edits
+PAIRS = 500  # of two real faces of one person, and of two persons
+BINS = 15  # of probability, in the calibration error
+
+Embed = Callable[[np.ndarray], np.ndarray]
+
+
+def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float, literal: bool = False,
+                  embed: Embed | None = None, same_person: float = math.nan) -> Figures:
+    """Returns figures of edits of faces with their details kept, each visible attribute in turn: {name: (value, error)}.
+
+    Keys:
+      flips: share of the edits that the judge sees, of faces of which it was right before: the mean over attributes,
+        and over set and reset, with its standard error over faces; set, reset: for each of the two.
+      others: mean absolute change of the judge's probability of the visible attributes that were not to change.
+      moved: root mean squared change of a pixel; back: the same after the edit and its reverse.
+      empty, empty_kept: of an edit that changes nothing, without and with details kept; the latter the largest change.
+      identity: mean cosine between the embeddings of a face before and after; kept: share of the edits whose cosine is
+        above `same_person`.
+
+    Args:
+      model: a CMMA or a CVAE.
+      judge: of the same attributes.
+      faces: to be edited.
+      intensity, literal: of the edits.
+      embed: [N, H, W, 3] -> [N, d]; without it identity is left out.
+      same_person: from `real_pairs`.
+    """
+    x, settings = faces.x / np.float32(255), Attributes(model.run.spec)
+    before, visible = judge_probabilities(judge, x), np.flatnonzero(judge.visible)
+    rates, influence = {0: [], 1: []}, np.zeros(len(x))
+    others, squares, squares_back, cosines = [], [], [], []
+    start = embed(x) if embed else None
+    for column in tqdm(visible, desc=f"{model.run.system}, intensity {intensity:g}", unit=" attributes"):
+        new_y, new_mask = faces.y.copy(), faces.mask.copy()
+        for wanted in (0, 1):
+            rows = faces.y[:, column] == 1 - wanted
+            new_y[rows], new_mask[rows] = settings.settle({model.attributes[column]: wanted}, faces.y[rows],
+                                                          faces.mask[rows])
+        edited = model.edit_encoded(x, faces.y, faces.mask, new_y, new_mask, intensity, literal=literal,
+                                    keep_detail=True)
+        back = model.edit_encoded(edited, new_y, new_mask, faces.y, faces.mask, intensity, literal=literal,
+                                  keep_detail=True)
+        after = judge_probabilities(judge, edited)
+        was_right = faces.mask[:, column] & ((before[:, column] > judge.thresholds[column]) == (faces.y[:, column] > 0))
+        flipped = (after[:, column] > judge.thresholds[column]) == (new_y[:, column] > 0)
+        for wanted in (0, 1):
+            rows = was_right & (new_y[:, column] == wanted)
+            if rows.any():
+                rates[wanted].append(flipped[rows].mean())
+                influence[rows] += (flipped[rows] - flipped[rows].mean()) / rows.sum()
+        kept = (new_y == faces.y)[:, visible]
+        others.append(np.abs(after - before)[:, visible][kept].mean())
+        squares.append(np.square(edited - x).mean())
+        squares_back.append(np.square(back - x).mean())
+        if embed:
+            few = np.linspace(0, len(x) - 1, min(IDENTITY_FACES, len(x))).astype(int)
+            cosines.append(_cosines(embed(edited[few]), start[few]))
+    cells = len(rates[0]) + len(rates[1])
+    found = {"flips": (sum(map(sum, rates.values())) / cells, float(np.sqrt(np.square(influence / cells).sum()))),
+             "set": (float(np.mean(rates[1])), None), "reset": (float(np.mean(rates[0])), None),
+             "others": (float(np.mean(others)), None), "moved": (math.sqrt(np.mean(squares)), None),
+             "back": (math.sqrt(np.mean(squares_back)), None)}
+    same = (x, faces.y, faces.mask, faces.y, faces.mask)
+    found |= {"empty": (math.sqrt(np.square(model.edit_encoded(*same) - x).mean()), None),
+              "empty_kept": (float(np.abs(model.edit_encoded(*same, keep_detail=True) - x).max()), None)}
+    if embed:
+        found |= {"identity": (float(np.mean(cosines)), None),
+                  "kept": (float(np.mean(np.concatenate(cosines) > same_person)), None)}
+    return found
+
+
+def real_pairs(embedded: np.ndarray, people: tuple[str, ...], seed: int = 0) -> tuple[dict[str, Figures], float]:
+    """Returns the embeddings' cosines of pairs of real faces, of one person and of two, and the threshold between them.
+
+    The threshold is that of the best balanced accuracy. embedded: [N, d]; people: N names.
+    """
+    rng, names = np.random.default_rng(seed), np.asarray(people)
+    i, j = np.triu_indices(len(names), 1)
+    same = names[i] == names[j]
+    chosen = np.concatenate([rng.permutation(np.flatnonzero(rows))[:PAIRS] for rows in (same, ~same)])
+    cosines, same = _cosines(embedded[i[chosen]], embedded[j[chosen]]), same[chosen]
+    threshold = best_threshold(cosines, same)
+    return {name: {"identity": (float(cosines[rows].mean()), None), "kept": (float((cosines[rows] > threshold).mean()),
+                                                                              None)}
+            for name, rows in (("two faces of one person", same), ("faces of two persons", ~same))}, threshold
+
+
+def measure_inference(model: FaceModel, judge: Judge, data: Dataset, limit: int, steps: int = 0) -> dict[str, Figures]:
+    """Returns how well attributes are told from test faces, by q(y|z) and by the judge, over its visible attributes.
+
+    Both are given the threshold of the best balanced accuracy on the validation faces. The calibration error is the
+    expected one over BINS bins of probability (Guo et al. 2017). limit: faces of either part.
+    """
+    parts = [spread(part, limit) for part in (data.validation, data.test)]
+    (_, y, mask), visible = parts[1], judge.visible
+    found = {}
+    for name, tell in ((f"{model.run.system}, q(y|z)" + (f", {steps} steps" if steps else ""),
+                        lambda x: _told(model, x, steps)),
+                       ("the judge", lambda x: judge_probabilities(judge, x))):
+        chosen, p = (tell(part.x / np.float32(255)) for part in parts)
+        rates = []
+        for column in np.flatnonzero(visible):
+            known = parts[0].mask[:, column]
+            threshold = best_threshold(chosen[known, column], parts[0].y[known, column] > 0)
+            right = (p[:, column] > threshold) == (y[:, column] > 0)
+            classes = [right[mask[:, column] & (y[:, column] == value)] for value in (0, 1)]
+            if all(map(len, classes)):
+                rates.append(np.mean([rows.mean() for rows in classes]))
+        area = aucs(p, y, mask)[visible]
+        found[name] = {"accuracy": (float(np.mean(rates)), None), "auc": (float(np.nanmean(area)), None),
+                       "ece": (calibration_error(p[:, visible][mask[:, visible]],
+                                                 y[:, visible][mask[:, visible]] > 0), None)}
+    return found
+
+
+def calibration_error(p: np.ndarray, positive: np.ndarray) -> float:
+    """Returns the mean distance of a bin's mean probability from its share of positives, weighted by its size."""
+    bins = np.minimum((p * BINS).astype(int), BINS - 1)
+    return float(sum((bins == b).mean() * abs(p[bins == b].mean() - positive[bins == b].mean())
+                     for b in np.unique(bins)))
+
+
+def at_equal(rows: dict[str, Figures], figure: str) -> dict[str, Figures]:
+    """Returns the flips of the first system, between its intensities, where a figure is that of each other row.
+
+    rows: {"cmma, intensity 1": ...}; a system's name is before the first comma.
+    """
+    first = next(iter(rows)).split(",")[0]
+    mine = sorted((row[figure][0], row["flips"][0]) for name, row in rows.items()
+                  if name.startswith(f"{first}, intensity") and figure in row)
+    found = {}
+    for name, row in rows.items():
+        if mine and figure in row and not name.startswith(first) and mine[0][0] <= row[figure][0] <= mine[-1][0]:
+            flips = float(np.interp(row[figure][0], *zip(*mine, strict=True)))
+            found[f"{first} where its {figure} is that of {name}"] = {figure: row[figure], "flips": (flips, None)}
+    return found
+
+
+def _told(model: FaceModel, x: np.ndarray, steps: int) -> np.ndarray:
+    return np.stack([mean for mean, _ in model.infer_attributes(x, steps=steps).values()], -1)
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(-1) / np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))
