@@ -14,7 +14,7 @@ from cmma_jax.attributes import parse_settings
 from cmma_jax.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
     """Which model."""
 
@@ -30,7 +30,7 @@ class _Run:
         return api.load(self.run, runs_dir=self.runs_dir)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Photo:
     """How the face is found in a photograph."""
 
@@ -57,7 +57,7 @@ class _Photo:
         return box
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate(_Run):
     """Make faces from attributes; those not named are unknown.
 
@@ -78,7 +78,7 @@ class Generate(_Run):
     """The picture to write."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Edit(_Run, _Photo):
     """Change the face in a photograph; its attributes, where they are not given, are told by the model.
 
@@ -103,7 +103,7 @@ class Edit(_Run, _Photo):
     """The picture to write."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Infer(_Run, _Photo):
     """Tell the attributes of the face in a photograph.
 
@@ -122,7 +122,7 @@ class Infer(_Run, _Photo):
     """Of the samples."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Morph(_Run, _Photo):
     """Turn one face into another, on the straight path in z.
 
@@ -139,7 +139,7 @@ class Morph(_Run, _Photo):
     """A .gif moves; a .png is a row of faces."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep(_Run, _Photo):
     """Move a face along one attribute: -1 is absent, 1 is present, and what lies beyond is more of it.
 
@@ -147,7 +147,7 @@ class Sweep(_Run, _Photo):
       python -m cmma_jax sweep --attribute Smiling --photo photo.jpg --out sweep.png
     """
 
-    attribute: str = ""
+    attribute: str
     """Its name."""
     photo: str = ""
     """An image file; empty: the face at the mean of p(z|attributes)."""
@@ -161,7 +161,7 @@ class Sweep(_Run, _Photo):
     """A .gif moves; a .png is a row of faces."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Export(_Run):
     """Write the sampler as StableHLO, for programs without this package.
 
@@ -222,8 +222,6 @@ def sweep(arguments: Sweep) -> None:
     """Writes a moving picture, or a row, of a face along one attribute."""
     _check(arguments.frames > 1, "frames", arguments.frames, "2 or more")
     _check(0 < arguments.reach < math.inf, "reach", arguments.reach, "a finite number above 0")
-    if not arguments.attribute:
-        raise InputError("which attribute? give --attribute NAME, such as --attribute Smiling")
     model = arguments.model()
     levels = np.linspace(-arguments.reach, arguments.reach, arguments.frames)
     if arguments.photo:

@@ -11,6 +11,7 @@ from matplotlib.patches import Ellipse
 
 from cmma_jax.data.dataset import Dataset, Faces, pixels, spread
 from cmma_jax.distributions import Gaussian
+from cmma_jax.figures import grid
 from cmma_jax.models import Model, Params
 
 
@@ -55,3 +56,30 @@ def _latents(model: Model, params: Params, faces: Faces) -> tuple[Gaussian, Gaus
 def _ellipse(gaussian: Gaussian, row: int, **style) -> Ellipse:
     width, height = 4 * np.exp(gaussian.logvar[row] / 2)  # two deviations each way
     return Ellipse(gaussian.mean[row], width, height, **style)
+
+
+def labelled_faces(blocks: list[tuple[str, list[np.ndarray]]], rows: list[str], path: pathlib.Path,
+                   columns: list[str] | None = None) -> None:
+    """Writes blocks of faces side by side, with the names of rows and columns.
+
+    Args:
+      blocks: (title, a row of faces [N, H, W, 3] in [0, 1] for each of `rows`).
+      rows, columns: their names.
+      path: the PNG to write.
+    """
+    wide, gap = [len(faces[0]) for _, faces in blocks], 0.4
+    picture = Figure((1.3 + 0.75 * sum(wide) + gap * len(blocks), 0.75 * len(rows) + (1.4 if columns else 0.5)))
+    axes = picture.subplots(1, len(blocks), squeeze=False, width_ratios=wide)[0]
+    for ax, (title, faces), first in zip(axes, blocks, [True] + [False] * len(blocks), strict=False):
+        image = np.asarray(grid(faces))
+        ax.imshow(image)
+        ax.set_title(title)
+        height, width = image.shape[0] / len(faces), image.shape[1] / len(faces[0])
+        ax.set_yticks(height * (np.arange(len(rows)) + 0.5), rows if first else [""] * len(rows))
+        ax.set_xticks(width * (np.arange(len(columns)) + 0.5) if columns else [], columns or [], rotation=60, ha="right")
+        ax.tick_params(length=0)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    picture.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=90)

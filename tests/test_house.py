@@ -15,8 +15,9 @@ FLOORS = [
     {"networks"},
     {"models"},
     {"attributes", "objectives", "photos", "sampling", "ppca", "runs"},
+    {"figures"},
     {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
-     "evaluation.judges", "evaluation.embeddings", "evaluation.table", "figures", "plots", "api"},
+     "evaluation.judges", "evaluation.embeddings", "evaluation.table", "plots", "api"},
     {"evaluation.editing", "paper_figures", "commands"},
     {"__main__"},
 ]

@@ -18,7 +18,7 @@ from cmma_jax.evaluation.judges import Judge, aucs, best_threshold, judge_probab
 from cmma_jax.evaluation.table import Figures
 
 INTENSITIES = (1.0, 2.0, 3.0, 4.0)
-IDENTITY_FACES = 20  # for each attribute, of those edited: an embedding costs as much as hundreds of edits
+IDENTITY_FACES = 3  # for each attribute, other ones each time: an embedding costs as much as a hundred edits
 PAIRS = 500  # of two real faces of one person, and of two persons
 BINS = 15  # of probability, in the calibration error
 
@@ -74,7 +74,7 @@ def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float
         squares.append(np.square(edited - x).mean())
         squares_back.append(np.square(back - x).mean())
         if embed:
-            few = np.linspace(0, len(x) - 1, min(IDENTITY_FACES, len(x))).astype(int)
+            few = np.arange(column, column + IDENTITY_FACES) % len(x)
             cosines.append(_cosines(embed(edited[few]), start[few]))
     cells = len(rates[0]) + len(rates[1])
     found = {"flips": (sum(map(sum, rates.values())) / cells, float(np.sqrt(np.square(influence / cells).sum()))),
