@@ -152,33 +152,33 @@ class FaceModel:
 
     def sweep(self, attribute: str, levels: np.ndarray, attributes: Settings | None = None, *,
               face: np.ndarray | None = None, groups: bool = True) -> np.ndarray:
-        """Returns a face at several levels of one attribute: [T, H, W, 3].
+        """Returns a face moved along one attribute: [T, H, W, 3].
 
         Args:
           attribute: its name.
-          levels: [T], -1: absent, 1: present, beyond: more of it. Of a real-valued one: deviations from the mean.
+          levels: [T] intensities: 0 is the face as it is, 1 the way from an attribute's absence to its presence (of a
+            real-valued one: a deviation), and a negative one leads the other way.
           attributes: what the face else has; it is the one at the prior's mean.
           face: a face instead, which is edited; what it has is told by the model.
           groups: whether the attribute resets what contradicts it.
         """
-        x = None if face is None else self._faces(face)
+        x, levels = None if face is None else self._faces(face), np.asarray(levels, np.float32)
         y, mask = self.encode(attributes or {}, groups) if x is None else (
             a[0] for a in self._complete(x, *self._rows(attributes or {}, 1, groups)))
         column, settle = self._settings().find(attribute), functools.partial(self._settings().settle, groups=groups)
         if self.run.spec.kind == "binary":
-            present = x is not None and y[column] > 0.5
-            y, mask = settle({attribute: float(present)}, y, mask)
-            new_y, new_mask = settle({attribute: float(not present)}, y, mask)
-            intensity = (1 - np.asarray(levels)) / 2 if present else (np.asarray(levels) + 1) / 2
+            (less, less_mask), (more, more_mask) = (settle({attribute: value}, y, mask) for value in (0, 1))
         else:
-            mask[column] = True
-            new_y, new_mask = y + np.eye(len(y), dtype=np.float32)[column], mask
-            intensity = np.asarray(levels) - y[column]
-        n, intensity = len(levels), intensity.astype(np.float32)
+            less, less_mask = y, mask | (np.arange(len(y)) == column)
+            more, more_mask = y + np.eye(len(y), dtype=np.float32)[column], less_mask
         if x is None:
-            between = y[None] + intensity[:, None] * (new_y - y)[None]
-            return self.generate_encoded(between, np.repeat((mask & new_mask)[None], n, 0), temperature=0.0)
-        return self.edit_encoded(*(np.repeat(a[None], n, 0) for a in (x[0], y, mask, new_y, new_mask)), intensity)
+            between = (less + more)[None] / 2 + levels[:, None] * (more - less)[None]
+            return self.generate_encoded(between, np.repeat((less_mask & more_mask)[None], len(levels), 0),
+                                         temperature=0.0)
+        way = (less, less_mask, more, more_mask)
+        if self.run.spec.kind == "binary" and y[column] > 0.5:
+            way, levels = (more, more_mask, less, less_mask), -levels
+        return self.edit_encoded(*(np.repeat(a[None], len(levels), 0) for a in (x[0], *way)), levels)
 
     def encode(self, attributes: Settings, groups: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Returns y, mask: [A] of named attributes, the others unknown."""

@@ -141,7 +141,7 @@ class Morph(_Run, _Photo):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep(_Run, _Photo):
-    """Move a face along one attribute: -1 is absent, 1 is present, and what lies beyond is more of it.
+    """Move a face along one attribute, as edits of negative and positive intensity do.
 
       python -m cmma_jax sweep --attribute Smiling --out sweep.gif
       python -m cmma_jax sweep --attribute Smiling --photo photo.jpg --out sweep.png
@@ -153,8 +153,8 @@ class Sweep(_Run, _Photo):
     """An image file; empty: the face at the mean of p(z|attributes)."""
     set: str = ""
     """Without a photograph: other attributes, NAME=VALUE, with commas between."""
-    reach: float = 2.0
-    """From -reach to reach."""
+    reach: float = 4.0
+    """Intensities go from -reach to reach; 1 is the way from an attribute's absence to its presence."""
     frames: int = 9
     """On the way; a GIF goes there and back."""
     out: str = "sweep.gif"

@@ -108,7 +108,7 @@ def lfwcrop(box: Box) -> Box:
 
 
 def cut(picture: Image.Image, box: Box, size: int) -> np.ndarray:
-    """Returns a rectangle of a picture as [size, size, 3] float32 in [0, 1]; beyond the border it is black, as in LFW."""
+    """Returns a rectangle of a picture, [size, size, 3] float32 in [0, 1]; black beyond the border, as in LFW."""
     left, top, right, bottom = _around(box)
     region = picture.crop((left, top, right, bottom))  # black beyond the border
     inner = (box.left - left, box.top - top, box.left - left + box.width, box.top - top + box.height)
@@ -120,8 +120,8 @@ def cut(picture: Image.Image, box: Box, size: int) -> np.ndarray:
 def put_back(photo: Photo, edited: np.ndarray) -> Image.Image:
     """Returns the photograph with its face changed as `edited` [size, size, 3] differs from `photo.face`.
 
-    The difference is scaled up and faded out towards the crop's border, so that what the small face does not show of the
-    photograph stays, and no difference changes nothing.
+    The difference is scaled up and faded out towards the crop's border, so that what the small face does not show of
+    the photograph stays, and no difference changes nothing.
     """
     left, top, right, bottom = _around(photo.box)
     size = (right - left, bottom - top)

@@ -76,10 +76,10 @@ def labelled_faces(blocks: list[tuple[str, list[np.ndarray]]], rows: list[str], 
         ax.set_title(title)
         height, width = image.shape[0] / len(faces), image.shape[1] / len(faces[0])
         ax.set_yticks(height * (np.arange(len(rows)) + 0.5), rows if first else [""] * len(rows))
-        ax.set_xticks(width * (np.arange(len(columns)) + 0.5) if columns else [], columns or [], rotation=60, ha="right")
+        names = columns or []
+        ax.set_xticks(width * (np.arange(len(names)) + 0.5), names, rotation=60, ha="right")
         ax.tick_params(length=0)
         for spine in ax.spines.values():
             spine.set_visible(False)
-    picture.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(path, dpi=90)
+    picture.savefig(path, dpi=90, bbox_inches="tight")

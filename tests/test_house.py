@@ -10,8 +10,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
-    {"command_line", "config", "distributions", "images", "layers", "records", "data.dataset", "data.synthetic", "data.lfw",
-     "data.folder", "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
+    {"command_line", "config", "distributions", "images", "layers", "records", "data.dataset", "data.synthetic",
+     "data.lfw", "data.folder", "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
     {"networks"},
     {"models"},
     {"attributes", "objectives", "photos", "sampling", "ppca", "runs"},

@@ -113,7 +113,7 @@ def make_dataset(dataset: str, attributes: tuple[str, ...], kind: Literal["binar
     for start in range(0, train.size, 1000):
         squares += np.square(train.x[start:start + 1000] / 255.0 - mean_face).sum()
     percentiles = () if kind == "binary" else tuple(
-        tuple(np.percentile(train.y[rows, a].astype(np.float64), np.arange(101)).tolist()) if rows.any() else (0.0,) * 101
+        tuple(np.percentile(train.y[rows, a].astype(np.float64) if rows.any() else [0.0], np.arange(101)).tolist())
         for a, rows in enumerate(train.mask.T))
     spec = Spec(dataset, tuple(attributes), kind, tuple(mean.tolist()), tuple(std.tolist()),
                 mean_face.astype(np.float32), float(np.sqrt(squares / train.x.size)), percentiles)

@@ -27,7 +27,7 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float, literal: bool = False,
                   embed: Embed | None = None, same_person: float = math.nan) -> Figures:
-    """Returns figures of edits of faces with their details kept, each visible attribute in turn: {name: (value, error)}.
+    """Returns figures of edits with details kept, each visible attribute in turn: {name: (value, error)}.
 
     Keys:
       flips: share of the edits that the judge sees, of faces of which it was right before: the mean over attributes,
