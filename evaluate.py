@@ -162,11 +162,11 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
             told |= editing.measure_inference(model, tools.judge, data, faces.size)
             told |= editing.measure_inference(model, tools.judge, data, faces.size, steps=3)
     rows |= editing.at_equal(rows, "identity" if embed else "moved") | pairs
-    write(rows, f"edits of {few.size} faces of {data.spec.dataset}, {arguments.split}; {tools.judge.visible.sum()} "
-          "attributes, one after another, details kept", "editing", data, arguments)
+    write(rows, f"edits of {few.size} faces of {data.spec.dataset}, {arguments.split}; "
+          f"{tools.judge.visible.sum()} attributes, one after another, details kept", "editing", data, arguments)
     if told:
-        write(told, f"attributes told from {data.test.size:,} test faces of {data.spec.dataset}, mean of those that the "
-              "judge sees", "inference", data, arguments)
+        write(told, f"attributes told from {data.test.size:,} test faces of {data.spec.dataset}, mean of those that "
+              "the judge sees", "inference", data, arguments)
 
 
 def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples: int,

@@ -15,7 +15,7 @@ from cmma_jax.config import Config
 from cmma_jax.data.dataset import Spec
 from cmma_jax.errors import InputError
 
-RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's validation Parzen figure
+RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's number of epochs
 
 
 class Checkpoints(NamedTuple):
