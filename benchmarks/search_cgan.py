@@ -1,6 +1,6 @@
 """Chooses a CGAN's hyper-parameters by the conditional log-likelihood of validation faces, as section 4.3 says.
 
-    python -m benchmarks.search_cgan --dataset=lfw --data_dir=DIR --epochs=2
+    python -m benchmarks.search_cgan --dataset=lfw --data_dir=DIR --epochs=4 --width=16
 
 Tried one setting after another, each at the best of those before it: the learning rate, the discriminator's share of
 it, the variance of the initial weights. Each trial is a run of train.py in --runs_dir, which goes on if it was
@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--epochs", type=int, default=2, help="of each trial")
+    parser.add_argument("--epochs", type=int, default=4, help="of each trial")
+    parser.add_argument("--width", type=int, default=16, help="of the networks; half the preset's, a third of its time")
     parser.add_argument("--runs_dir", default="runs/search")
     parser.add_argument("--out", default="docs/cgan-search.json", help="where the record goes")
     options = parser.parse_args(argv)
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
                 run = pathlib.Path(options.runs_dir) / f"cgan-{label}"
                 code = train.main(["--model=cgan", "--preset=paper", f"--dataset={options.dataset}", "--mirror",
                                    f"--data_dir={options.data_dir}", f"--epochs={options.epochs}", f"--run_dir={run}",
+                                   f"--width={options.width}",
                                    *(f"--{k}={v}" for k, v in setting.items())])
                 # A trial whose loss was not finite is a result too: it keeps the epochs before, or has none.
                 records = read_metrics(run)
@@ -53,7 +55,8 @@ def main(argv: list[str]) -> int:
             print("search_cgan: error: no trial came through without collapsing; see above", file=sys.stderr)
             return 2
         best = {k: max(done, key=lambda trial: trial["parzen"])[k] for k in GRID}
-    record = {"command": f"python -m benchmarks.search_cgan --dataset={options.dataset} --epochs={options.epochs}",
+    record = {"command": f"python -m benchmarks.search_cgan --dataset={options.dataset} --epochs={options.epochs} "
+              f"--width={options.width}",
               "best": best, "trials": list(trials.values())}
     pathlib.Path(options.out).write_text(json.dumps(record, indent=1) + "\n")
     print(f"best: {best}; written to {options.out}")

@@ -15,9 +15,13 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from cmma_jax.checkpoint import RANKED_BY, open_checkpoints  # noqa: E402
 from cmma_jax.config import Config  # noqa: E402
+from cmma_jax.data import load_dataset  # noqa: E402
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset  # noqa: E402
-from cmma_jax.models import Model, cmma  # noqa: E402
+from cmma_jax.models import Model, cmma, make_model  # noqa: E402
+from cmma_jax.ppca import fit_conditional_ppca, start_from_ppca  # noqa: E402
+from cmma_jax.training import TrainState  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -76,3 +80,45 @@ def small() -> Small:
     keys = jax.random.split(jax.random.key(1), len(leaves))
     params = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
     return Small(config, data, model, jax.tree.unflatten(tree, params))
+
+
+NAMED = ("Male", "Asian", "Senior", "Eyeglasses", "No Eyewear", "Sunglasses", "Mustache", "No Beard", "Smiling",
+         "Mouth Closed", "Mouth Wide Open", "Bushy Eyebrows", "Big Nose", "Pointy Nose", "Big Lips")
+
+
+@pytest.fixture(scope="session")
+def named_runs(tmp_path_factory) -> pathlib.Path:
+    """A folder of runs of a CMMA, trained for an epoch, and of an untrained CVAE and CGAN, on pictures of 16x16 with
+    some of LFW's attributes; beside it real-run, an untrained CMMA on real-valued attributes."""
+    import train  # here, after JAX's surroundings above
+
+    folder, rng = tmp_path_factory.mktemp("named"), np.random.default_rng(3)
+    y = (rng.random((400, len(NAMED))) < 0.4).astype(int)
+    for kind, values in (("binary", y), ("real", (2 * y - 1) * rng.uniform(0.5, 1.5, y.shape).round(3))):
+        (folder / kind).mkdir()
+        rows = []
+        for i, row in enumerate(values):
+            x = rng.normal(110, 12, (16, 16, 3))
+            x[:8] += 50 * y[i, 0]
+            x[10:, :8, 0] += 60 * y[i, 8]
+            Image.fromarray(np.clip(x, 0, 255).astype(np.uint8)).save(folder / kind / f"{i:03d}.png")
+            rows.append([f"{i:03d}.png", *row, "train" if i < 200 else "validation" if i < 300 else "test"])
+        with open(folder / kind / "attributes.csv", "w", newline="") as file:
+            csv.writer(file).writerows([["file", *NAMED, "split"], *rows])
+    runs = folder / "runs"
+    tiny = ["--dataset=folder", "--image_size=16", "--latent_size=8", "--width=2", "--prior_hidden=8", "--devices=1",
+            "--batch_size=20", "--epochs=1"]
+    for name, kind, where in (("cvae", "binary", runs / "cvae"), ("cgan", "binary", runs / "cgan"),
+                              ("cmma", "real", folder / "real-run")):
+        config = train.parse([*tiny, f"--model={name}", f"--data_dir={folder / kind}"])
+        data = load_dataset("folder", config.data_dir, image_size=16)
+        model = make_model(config, data.spec)
+        params = jax.jit(model.init)(jax.random.key(0))
+        if config.linear_path:
+            params = start_from_ppca(params, fit_conditional_ppca(data.train, data.spec, config.latent_size))
+        with open_checkpoints(where / "checkpoints") as checkpoints:
+            checkpoints.save(TrainState(np.int32(1), params, {}), config, data.spec, {RANKED_BY: 1.0})
+        (where / "config.json").write_text(config.to_json())
+        (where / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    assert train.main([*tiny, "--model=cmma", f"--data_dir={folder / 'binary'}", f"--run_dir={runs / 'cmma'}"]) == 0
+    return runs
