@@ -114,8 +114,8 @@ def morph(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Ar
     x: [2, H, W, 3]; y, mask: [2, A], their attributes; weights: [T], 0 for the first face, 1 for the second.
     """
     z = model.posterior(params, x, y, mask).mean
-    path, known = (a[0] + weights[:, None] * (a[1] - a[0])[None] for a in (z, y))
-    both = jnp.broadcast_to(mask.all(0), known.shape)
+    path, known = (a[:1] + weights[:, None] * (a[1:] - a[:1]) for a in (z, y))
+    both = jnp.broadcast_to(mask.all(0, keepdims=True), known.shape)
     return jnp.clip(model.likelihood(params, path, known, both).mean, 0, 1)
 
 

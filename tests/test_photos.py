@@ -105,7 +105,7 @@ def test_no_face_found_and_the_way_out(monkeypatch, tmp_path):
 
 
 def test_the_detector_finds_a_face_of_lfw_and_the_crop_is_lfwcrops(lfw_dir):
-    """A face of LFWcrop in the middle of a grey photograph: where it is found, its crop overlaps by two thirds or more."""
+    """Faces of LFWcrop on a grey photograph: where they are found, the crops overlap by two thirds."""
     pytest.importorskip("cv2", reason="needs OpenCV: pip install '.[photos]'")
     overlaps = []
     for path in sorted((lfw_dir / "lfwcrop_color" / "faces").glob("*.ppm"))[:400:20]:

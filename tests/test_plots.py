@@ -27,7 +27,8 @@ def narrow(small):
     return small.model._replace(posterior=first_two(small.model.posterior), prior=first_two(small.model.prior))
 
 
-@pytest.mark.parametrize("arguments, words", [(["--figure=4", "--cmma=/nowhere"], "no run in /nowhere"), ([], "usage")])
+@pytest.mark.parametrize("arguments, words", [(["--figure=4", "--cmma_plane=/nowhere"], "no run in /nowhere"),
+                                              ([], "usage")])
 def test_bad_input_is_one_line_and_exit_code_2(arguments, words, capsys):
     assert command.main(["figures", *arguments] if arguments else []) == 2
     assert words in capsys.readouterr().err
