@@ -80,22 +80,22 @@ class FaceModel:
 
         return sampling.in_batches(make, np.arange(len(y)), y, mask)
 
-    def edit(self, x: np.ndarray, attributes: Settings, known: Settings | None = None, intensity: float = 1.0, *,
+    def edit(self, x: np.ndarray, attributes: Settings, y: Settings | None = None, intensity: float = 1.0, *,
              literal: bool = False, keep_detail: bool = False, groups: bool = True) -> np.ndarray:
         """Returns faces with attributes changed.
 
         Args:
           x: the faces.
           attributes: what they are to have.
-          known: what they have; the others are told by the model from each face, by q(y|z). Without q(y|z), as in a
-            CVAE, they stay unknown.
+          y: what they have, as far as that is known; the rest is told by the model from each face, by q(y|z). Without
+            q(y|z), as in a CVAE, it stays unknown.
           intensity: 0 is no change, 1 the attributes asked for; what lies outside extrapolates.
           literal, keep_detail: as of `sampling.edit`.
           groups: whether setting an attribute resets what contradicts it.
         """
         x = self._faces(x)
         self._settings().settle(attributes, *self.encode({}), groups)  # errors before the work
-        y, mask = self._complete(x, *self._rows(known or {}, len(x), groups))
+        y, mask = self._complete(x, *self._rows(y or {}, len(x), groups))
         new_y, new_mask = self._settings().settle(attributes, y, mask, groups)
         return self.edit_encoded(x, y, mask, new_y, new_mask, intensity, literal=literal, keep_detail=keep_detail)
 
@@ -112,7 +112,7 @@ class FaceModel:
 
         return sampling.in_batches(change, x, y, mask, new_y, new_mask, intensity)
 
-    def infer_attributes(self, x: np.ndarray, known: Settings | None = None, seed: int = 0,
+    def infer_attributes(self, x: np.ndarray, y: Settings | None = None, seed: int = 0,
                          samples: int = INFERENCE_SAMPLES, steps: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Returns {name: (mean [N], deviation [N])}: a binary attribute's probability, a real-valued one's score.
 
@@ -120,26 +120,26 @@ class FaceModel:
 
         Args:
           x: the faces.
-          known: attributes that are known of all of them.
+          y: what is known of all of them.
           seed, samples, steps: as of `sampling.infer_attributes`.
         """
         x = self._faces(x)
-        y, mask = self._rows(known or {}, len(x), True)
+        y, mask = self._rows(y or {}, len(x), True)
         mean, deviation = self._infer(x, y, mask, seed, samples, steps)
         if self.run.spec.kind == "real":
             scale, middle = (np.asarray(a) for a in (self.run.spec.attribute_std, self.run.spec.attribute_mean))
             mean, deviation = mean * scale[None] + middle[None], deviation * scale[None]
         return {name: (mean[:, i], deviation[:, i]) for i, name in enumerate(self.attributes)}
 
-    def reconstruct(self, x: np.ndarray, known: Settings | None = None) -> np.ndarray:
-        """Returns what the model makes of faces again; `known`: attributes that are known of all of them."""
+    def reconstruct(self, x: np.ndarray, y: Settings | None = None) -> np.ndarray:
+        """Returns what the model makes of faces again; y: what is known of all of them."""
         x = self._faces(x)
         self._require("posterior", "cannot look at a face")
 
         def make(*arrays):
             return sampling.reconstruct(self.run.model, self.run.params, *arrays)
 
-        return sampling.in_batches(make, x, *self._rows(known or {}, len(x), True))
+        return sampling.in_batches(make, x, *self._rows(y or {}, len(x), True))
 
     def morph(self, x: np.ndarray, frames: int = 24) -> np.ndarray:
         """Returns [frames, H, W, 3], the straight path in z from the first of two faces to the second."""

@@ -94,7 +94,7 @@ def test_an_edit_that_changes_nothing_returns_the_face_to_the_last_bit(model, da
     x = data.test.x[:5] / np.float32(255)
     np.testing.assert_array_equal(model.edit(x, {}, keep_detail=True), x)
     np.testing.assert_array_equal(model.edit(x, {"Male": 1}, intensity=0.0, keep_detail=True), x)
-    np.testing.assert_allclose(model.edit(x, {}, known={"Male": 1}), model.edit(x, {}, known={"Male": 1}, literal=True))
+    np.testing.assert_allclose(model.edit(x, {}, y={"Male": 1}), model.edit(x, {}, y={"Male": 1}, literal=True))
 
 
 def test_an_edit_moves_the_pixels_that_its_attribute_shows_in(model, data):
@@ -138,7 +138,7 @@ def test_real_valued_attributes_are_asked_for_and_told_in_their_own_units(named_
 
 
 def test_what_is_known_changes_what_is_told_and_is_kept(model, data):
-    told = model.infer_attributes(data.test.x[:3], known={"Male": 1}, steps=2)
+    told = model.infer_attributes(data.test.x[:3], y={"Male": 1}, steps=2)
     assert all(np.isfinite(mean).all() and (deviation >= 0).all() for mean, deviation in told.values())
 
 
@@ -163,7 +163,7 @@ def test_models_without_a_part_say_so(named_runs):
     x = np.zeros((1, 16, 16, 3), np.uint8)
     with pytest.raises(InputError, match="no q"):
         cmma_jax.load(named_runs / "cvae").infer_attributes(x)
-    assert cmma_jax.load(named_runs / "cvae").edit(x, {"Male": 1}, known={"Male": 0}).shape == (1, 16, 16, 3)
+    assert cmma_jax.load(named_runs / "cvae").edit(x, {"Male": 1}, y={"Male": 0}).shape == (1, 16, 16, 3)
     with pytest.raises(InputError, match="cannot look at a face"):
         cmma_jax.load(named_runs / "cgan").reconstruct(x)
     assert cmma_jax.load(named_runs / "cgan").generate({"Male": 1}, n=2).shape == (2, 16, 16, 3)

@@ -99,7 +99,7 @@ def test_export_writes_the_sampler_and_its_description(named_runs, tmp_path):
     (["edit", "words.png", "--set", "Male=1"], ["words.png", "cannot be decoded"]),
     (["edit", "nothing.png", "--set", "Male=1"], ["no photograph", "nothing.png"]),
     (["edit", "tiny.png", "--set", "Male=1"], ["too small", "1x1"]),
-    (["edit", "huge.png", "--set", "Male=1"], ["too large", "400000000", "scale it down"]),
+    (["edit", "huge.png", "--set", "Male=1"], ["huge.png", "too large", str(LARGEST), "scale it down"]),
     (["edit", "cut.jpg", "--set", "Male=1", "--crop=1,1,50,50"], ["cut.jpg", "cannot be decoded"]),
     (["edit", "a.png", "--set", "Mal=1"], ["unknown attribute 'Mal'", "did you mean 'Male'"]),
     (["edit", "a.png", "--set", "Eyeglasses=1,No Eyewear=1"], ["contradict each other", "--no-groups"]),
