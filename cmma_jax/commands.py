@@ -199,15 +199,16 @@ def edit(arguments: Edit) -> None:
 
 
 def infer(arguments: Infer) -> None:
-    """Prints the attributes of a face, the most certain first."""
+    """Prints the attributes of a face, the likeliest or highest first."""
     model = arguments.model()
     photo = arguments.read(arguments.photo, model.run.spec.image_shape[0])
     told = model.infer_attributes(photo.face, parse_settings(arguments.known), arguments.seed, arguments.samples,
                                   arguments.steps)
     binary = model.run.spec.kind == "binary"
-    print(f"{'attribute':28} {'probability' if binary else 'score':>11} {'deviation':>10}")
+    lines = [f"{'attribute':28} {'probability' if binary else 'score':>11} {'deviation':>10}"]
     for name, (mean, deviation) in sorted(told.items(), key=lambda entry: -float(entry[1][0][0])):
-        print(f"{name:28} {mean[0]:11.3f} {deviation[0]:10.3f}")
+        lines.append(f"{name:28} {mean[0]:11.3f} {deviation[0]:10.3f}")
+    print("\n".join(lines))
 
 
 def morph(arguments: Morph) -> None:
