@@ -140,7 +140,7 @@ def figure10(arguments: Figures, path: pathlib.Path) -> None:
 def sweep(arguments: Figures, path: pathlib.Path) -> None:
     """One test face along single attributes, by intensity."""
     (model,) = _models(arguments, "cmma")
-    face = _without(_data(arguments, model).test, model, {"Smiling": 0, "Eyeglasses": 0, "Mustache": 0}).x[2]
+    face = _without(_data(arguments, model).test, model, BARE).x[3]
     levels = np.linspace(-4, 4, 9)
     plots.labelled_faces([(model.run.system, [model.sweep(name, levels, face=face) for name in SWEPT])], list(SWEPT),
                          path, [f"{level:g}" for level in levels])
