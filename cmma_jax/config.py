@@ -170,7 +170,7 @@ def paper(model: str, dataset: str) -> Config:
     start = Config(model=model, preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
                    schedule="constant", warmup_steps=200, linear_path=False, mirror=False, attribute_dropout=0.0)
     if model == "cgan":
-        return dataclasses.replace(start, learning_rate=0.003, clip_norm=0)
+        return dataclasses.replace(start, learning_rate=0.01, weight_variance=0.25, clip_norm=0)
     return start
 
 
