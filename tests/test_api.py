@@ -90,6 +90,17 @@ def test_an_edit_infers_what_is_not_given(model, data):
     np.testing.assert_allclose(model.edit(x, {"Smiling": 1}, intensity=2.0), expected, atol=1e-5)
 
 
+def test_what_is_given_of_a_face_is_not_told_by_the_model(model, data):
+    x = data.test.x[:6]
+    y = np.stack([mean for mean, _ in model.infer_attributes(x, y={"Male": 1}).values()], -1) > 0.5
+    y, column = y.astype(np.float32), model.attributes.index("Male")
+    new_y, known = y.copy(), np.ones_like(y, bool)
+    y[:, column], new_y[:, column] = 1, 0
+    expected = sampling.edit(model.run.model, model.run.params, x / np.float32(255), y, known, new_y, known)
+    np.testing.assert_allclose(model.edit(x, {"Male": 0}, y={"Male": 1}), expected, atol=1e-5)
+    assert np.abs(model.edit(x, {"Male": 0}, y={"Male": 0}) - expected).max() > 0.05
+
+
 def test_an_edit_that_changes_nothing_returns_the_face_to_the_last_bit(model, data):
     x = data.test.x[:5] / np.float32(255)
     np.testing.assert_array_equal(model.edit(x, {}, keep_detail=True), x)

@@ -59,7 +59,8 @@ def test_flips_are_the_mean_over_attributes_and_directions_of_faces_judged_right
     wrong = faces.y[:, 0] > 0  # faces that have it are judged not to
     faces.x[wrong, 0] = 102
     found = editing.measure_edits(Painter(0.6), judge, faces, 1.0)
-    assert found["flips"][0] == 1  # those are not asked
+    assert found["flips"][0] == 1
+    assert editing.measure_edits(Painter(0.0), judge, faces, 1.0)["flips"][0] == 0  # those are not asked
     only_set = Painter(0.6)
     monkeypatch.setattr(only_set, "edit_encoded", lambda x, y, m, new_y, nm, *a, **_: Painter(0.6).edit_encoded(
         x, y, m, np.maximum(y, new_y), nm, 1.0))

@@ -104,6 +104,13 @@ def test_no_face_found_and_the_way_out(monkeypatch, tmp_path):
         read_photo(tmp_path / "wall.png", crop=Box(500, 10, 50, 50))
 
 
+def test_the_largest_face_comes_first(monkeypatch):
+    cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install '.[photos]'")
+    boxes = [(0, 0, 40, 40), (50, 50, 90, 90), (10, 10, 60, 60)]
+    monkeypatch.setattr(cv2.CascadeClassifier, "detectMultiScale", lambda *_, **__: boxes)
+    assert [box.width for box in photos.detect(scene())] == [90, 60, 40]
+
+
 def test_the_detector_finds_a_face_of_lfw_and_the_crop_is_lfwcrops(lfw_dir):
     """Faces of LFWcrop on a grey photograph: where they are found, the crops overlap by two thirds."""
     pytest.importorskip("cv2", reason="needs OpenCV: pip install '.[photos]'")
