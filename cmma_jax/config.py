@@ -165,7 +165,7 @@ def paper(model: str, dataset: str) -> Config:
     python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=paper --mirror --schedule=cosine --epochs=20
       validation bound 14,801 nats; 2 shared CPU cores, 19 minutes.
     python train.py --model=cgan --dataset=lfw --data_dir=DIR --preset=paper --mirror --epochs=10
-      diversity 0.95; learning rates and initial variance by `benchmarks.search_cgan`; 2 shared CPU cores, 11 minutes.
+      diversity 0.83; learning rates and initial variance by `benchmarks.search_cgan`; 2 shared CPU cores, 25 minutes.
     """
     start = Config(model=model, preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
                    schedule="constant", warmup_steps=200, linear_path=False, mirror=False, attribute_dropout=0.0)
