@@ -89,7 +89,8 @@ NAMED = ("Male", "Asian", "Senior", "Eyeglasses", "No Eyewear", "Sunglasses", "M
 @pytest.fixture(scope="session")
 def named_runs(tmp_path_factory) -> pathlib.Path:
     """A folder of runs of a CMMA, a CVAE and a CGAN on pictures of 16x16 with some of LFW's attributes, as they are
-    before training, and with a random q(y|z); beside it real-run, a CMMA on real-valued attributes, its q(y|z) N(0, 1).
+    before training, and with a random q(y|z); beside it real-run, a CMMA on real-valued attributes, its q(y|z) N(0, 1),
+    and cmma-plane and vae-plane, with two latents.
     """
     import train  # here, after JAX's surroundings above
 
@@ -109,9 +110,12 @@ def named_runs(tmp_path_factory) -> pathlib.Path:
     runs = folder / "runs"
     tiny = ["--dataset=folder", "--image_size=16", "--latent_size=8", "--width=2", "--prior_hidden=8", "--devices=1",
             "--batch_size=20", "--epochs=1"]
-    for name, kind, where in (("cvae", "binary", runs / "cvae"), ("cgan", "binary", runs / "cgan"),
-                              ("cmma", "binary", runs / "cmma"), ("cmma", "real", folder / "real-run")):
-        config = train.parse([*tiny, f"--model={name}", f"--data_dir={folder / kind}"])
+    plane = ["--latent_size=2"]
+    for name, kind, where, flags in (
+            ("cvae", "binary", runs / "cvae", []), ("cgan", "binary", runs / "cgan", []),
+            ("cmma", "binary", runs / "cmma", []), ("cmma", "real", folder / "real-run", []),
+            ("cmma", "binary", folder / "cmma-plane", plane), ("vae", "binary", folder / "vae-plane", plane)):
+        config = train.parse([*tiny, *flags, f"--model={name}", f"--data_dir={folder / kind}"])
         data = load_dataset("folder", config.data_dir, image_size=16)
         model = make_model(config, data.spec)
         params = jax.jit(model.init)(jax.random.key(0))

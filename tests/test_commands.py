@@ -145,6 +145,16 @@ def test_help_lists_the_commands(capsys):
     assert main([]) == 2 and main(["paint"]) == 2
 
 
+def test_figure_4_is_drawn_with_its_deviations(named_runs, tmp_path, capsys):
+    planes = [f"--{name}_plane={named_runs.parent / f'{name}-plane'}" for name in ("cmma", "vae")]
+    assert main(["figures", "--figure=4", *planes, "--limit=20", f"--out_dir={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "cmma: average standard deviation" in said and "vae: average" in said
+    assert len(np.unique(pixels(tmp_path / "figure4.png"))) > 50
+    assert main(["figures", "--figure=4", f"--cmma_plane={named_runs / 'cmma'}", planes[1]]) == 2
+    assert "8 latents; Figure 4 needs --latent_size=2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("figure", ["6", "8", "9", "10", "sweep", "samples"])
 def test_figures_are_drawn(figure, named_runs, tmp_path):
     assert main(["figures", f"--figure={figure}", f"--runs_dir={named_runs}", f"--out_dir={tmp_path}"]) == 0
