@@ -155,9 +155,10 @@ def test_figure_4_is_drawn_with_its_deviations(named_runs, tmp_path, capsys):
     assert "8 latents; Figure 4 needs --latent_size=2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("figure", ["6", "8", "9", "10", "sweep", "samples"])
-def test_figures_are_drawn(figure, named_runs, tmp_path):
-    assert main(["figures", f"--figure={figure}", f"--runs_dir={named_runs}", f"--out_dir={tmp_path}"]) == 0
-    (path,) = tmp_path.iterdir()
-    assert path.name == (f"figure{figure}.png" if figure.isdigit() else f"figure-{figure}.png")
-    assert len(np.unique(pixels(path))) > 50
+def test_all_figures_are_drawn(named_runs, tmp_path):
+    planes = [f"--{name}_plane={named_runs.parent / f'{name}-plane'}" for name in ("cmma", "vae")]
+    assert main(["figures", "--figure=all", *planes, f"--runs_dir={named_runs}", f"--out_dir={tmp_path}"]) == 0
+    names = {"figure4", "figure6", "figure8", "figure9", "figure10", "figure-sweep", "figure-samples"}
+    assert {path.stem for path in tmp_path.iterdir()} == names
+    for path in tmp_path.iterdir():
+        assert len(np.unique(pixels(path))) > 50
