@@ -2,6 +2,7 @@
 """Evaluate finished runs: `python evaluate.py --parzen`. `--help` lists every flag."""
 
 import dataclasses
+import functools
 import pathlib
 import sys
 from typing import Literal, NamedTuple
@@ -11,15 +12,14 @@ import numpy as np
 
 from cmma_jax import command_line, figures, parallel
 from cmma_jax.api import FaceModel
-from cmma_jax.data import load_dataset
-from cmma_jax.data.dataset import Dataset, Faces, spread
+from cmma_jax.data.dataset import Dataset, Faces, spread, spread_rows
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation import baselines, editing, embeddings, judges, table
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, importance_weighted, variational_bound
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import Sampler, model_sampler, parzen
 from cmma_jax.models import count_parameters
-from cmma_jax.runs import Run, find_runs, load_run
+from cmma_jax.runs import Run, check_data, find_runs, load_data, load_run
 
 HELP = """Compare finished runs on faces that they were not trained on.
 
@@ -99,7 +99,7 @@ def evaluate(arguments: Arguments) -> None:
     paths = [pathlib.Path(arguments.run)] if arguments.run else find_runs(
         arguments.runs_dir, arguments.model, arguments.dataset, arguments.unfinished)
     first = load_run(paths[0], arguments.unfinished)
-    data = load_data(first, arguments)
+    data = load_data(first, arguments.data_dir)
     faces = getattr(data, arguments.split)
     if arguments.editing:
         evaluate_editing([first if path == paths[0] else load_run(path, arguments.unfinished) for path in paths], data,
@@ -145,23 +145,26 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
     tools = find_tools(arguments, data, faces)
     if tools.judge is None:
         raise InputError(f"edits are measured by a judge; make one: {judges.COMMAND} --dataset={data.spec.dataset}")
-    few, embed, threshold, pairs = spread(faces, arguments.limit), None, float("nan"), {}
+    few, rows, told, pairs, identity = spread(faces, arguments.limit), {}, {}, {}, ()
     if tools.embedded is not None:
-        embed = embeddings.embed_dlib
+        threshold = float("nan")
         if arguments.split == "test" and data.test_people:
             pairs, threshold = editing.real_pairs(tools.embedded, data.test_people)
-    rows, told = {}, {}
+        identity = (embeddings.embed_dlib, tools.embedded[spread_rows(faces.size, arguments.limit)], threshold)
     for system, run in reversed(first.items()):
         check_data(run, data)
         model = FaceModel(run)
-        for literal in (False, True):
-            for intensity in editing.INTENSITIES[:1] if literal else editing.INTENSITIES:
-                name = f"{system}, {'literal, ' if literal else ''}intensity {intensity:g}"
-                rows[name] = editing.measure_edits(model, tools.judge, few, intensity, literal, embed, threshold)
+        for intensity, literal in [(intensity, False) for intensity in editing.INTENSITIES] + [(1.0, True)]:
+            name = f"{system}, {'literal, ' if literal else ''}intensity {intensity:g}"
+            rows[name] = editing.measure_edits(model, tools.judge, few, intensity, literal, *identity)
         if run.model.attributes:
-            told |= editing.measure_inference(model, tools.judge, data, faces.size)
-            told |= editing.measure_inference(model, tools.judge, data, faces.size, steps=3)
-    rows |= editing.at_equal(rows, "identity" if embed else "moved") | pairs
+            for steps, more in ((0, ""), (3, ", 3 steps")):
+                tell = functools.partial(editing.told, model, steps=steps)
+                told[f"{system}, q(y|z){more}"] = editing.measure_told(tell, tools.judge.visible, data)
+    if told:
+        tell = functools.partial(judges.judge_probabilities, tools.judge)
+        told["the judge"] = editing.measure_told(tell, tools.judge.visible, data)
+    rows |= editing.at_equal(rows, "identity" if identity else "moved") | pairs
     write(rows, f"edits of {few.size} faces of {data.spec.dataset}, {arguments.split}; "
           f"{tools.judge.visible.sum()} attributes, one after another, details kept", "editing", data, arguments)
     if told:
@@ -220,29 +223,6 @@ def measure_baselines(data: Dataset, faces: Faces, arguments: Arguments, samples
             rows[baseline.name] |= measure_parzen(Sampler(baseline.sample, baseline.params), data, few, arguments,
                                                   samples, name=baseline.name)
     return rows
-
-
-def load_data(run: Run, arguments: Arguments) -> Dataset:
-    """Returns the data that a run was trained on; raises InputError if other data lies there."""
-    data = load_dataset(run.config.dataset, arguments.data_dir or run.config.data_dir, kind=run.config.attributes,
-                        image_size=run.config.image_size)
-    check_data(run, data)
-    return data
-
-
-def check_data(run: Run, data: Dataset) -> None:
-    """Raises InputError if a run was trained on other data, or on other attributes of it."""
-    mine, theirs = run.spec.to_json(), data.spec.to_json()
-    if mine == theirs:
-        return
-    where = f"the run in {run.path} was trained on other data"
-    if mine["dataset"] != theirs["dataset"]:
-        raise InputError(f"{where}: {mine['dataset']}, not {theirs['dataset']}; give --dataset={mine['dataset']}")
-    if mine["attributes"] != theirs["attributes"]:
-        other = sorted(set(mine["attributes"]) ^ set(theirs["attributes"]))[:3]
-        raise InputError(f"{where}: its attributes differ from those of this {theirs['dataset']}, for instance "
-                         f"{', '.join(other) or 'in their order'}; give the run's own --data_dir")
-    raise InputError(f"{where}: its faces are not those found here; give the run's own --data_dir")
 
 
 def find_tools(arguments: Arguments, data: Dataset, faces: Faces) -> Tools:

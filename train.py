@@ -21,6 +21,7 @@ from cmma_jax.errors import InputError
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, variational_bound
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import SIGMAS, model_sampler, parzen_log_likelihood
+from cmma_jax.files import make_folder
 from cmma_jax.models import MODELS, Model, count_parameters, make_model
 from cmma_jax.networks import GROUP
 from cmma_jax.objectives import make_adversarial_loss, make_loss
@@ -87,7 +88,7 @@ def train(config: Config) -> None:
     if data.train.size < config.batch_size:
         raise InputError(f"{data.train.size} training faces are fewer than --batch_size={config.batch_size}; "
                          f"give --batch_size={max(1, data.train.size // 2)}")
-    make_run_folder(run)
+    make_folder(run, "the run's folder", "run_dir")
     model = make_model(config, data.spec)
     steps_per_epoch = data.train.size // config.batch_size
     optimizer, rate = make_optimizer(config, steps_per_epoch)
@@ -193,17 +194,6 @@ def fresh_state(model: Model, optimizer, seed: int) -> TrainState:
         return TrainState(jax.numpy.int32(0), params, optimizer.init(params))
 
     return make(jax.random.fold_in(jax.random.key(seed), 0))
-
-
-def make_run_folder(run: pathlib.Path) -> None:
-    """Makes a run's folder; raises InputError if it cannot be written to."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / ".writable").touch()
-        (run / ".writable").unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to the run's folder {run} ({error.strerror}); give another --run_dir"
-                         ) from error
 
 
 def check_same(config: Config, spec: Spec, checkpoints: Checkpoints) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from cmma_jax import sampling
 from cmma_jax.attributes import Attributes, Settings
 from cmma_jax.errors import InputError
+from cmma_jax.files import write_whole
 from cmma_jax.runs import Run, find_runs, load_run
 
 INFERENCE_SAMPLES = 20
@@ -261,16 +262,6 @@ class FaceModel:
     def _require(self, part: str, without: str) -> None:
         if getattr(self.run.model, part) is None:
             raise InputError(f"the {self.run.system} in {self.run.path} {without}")
-
-
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all; raises InputError if it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}); give another --out") from error
 
 
 def _require(value: float, name: str, least: float) -> None:

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from cmma_jax import api, figures, photos
 from cmma_jax.attributes import parse_settings
 from cmma_jax.errors import InputError
+from cmma_jax.files import write_whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,13 +245,13 @@ def _write(picture: Image.Image, out: str) -> None:
     if suffix not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--out={out}: give a name that ends in .png, .jpg or .webp")
     picture.save(encoded, format={".jpg": "jpeg"}.get(suffix, suffix[1:]), quality=95)
-    api.write_whole(pathlib.Path(out), encoded.getvalue())
+    write_whole(pathlib.Path(out), encoded.getvalue())
     print(out)
 
 
 def _write_frames(faces: np.ndarray, out: str) -> None:
     if pathlib.Path(out).suffix.lower() == ".gif":
-        api.write_whole(pathlib.Path(out), figures.animation(faces))
+        write_whole(pathlib.Path(out), figures.animation(faces))
         print(out)
     else:
         _write(figures.grid([faces]), out)

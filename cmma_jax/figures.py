@@ -11,6 +11,7 @@ from PIL import Image
 
 from cmma_jax import sampling
 from cmma_jax.data.dataset import Faces, pixels, spread
+from cmma_jax.files import write_whole
 from cmma_jax.models import Model, Params
 
 GAP = 2  # white pixels between faces
@@ -37,9 +38,9 @@ def animation(faces: np.ndarray, scale: int = 4, seconds: float = 0.08) -> bytes
 def save_picture(picture: Image.Image, path: pathlib.Path) -> None:
     """Writes a PNG whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    picture.save(temporary, format="PNG")
-    temporary.replace(path)
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    write_whole(path, encoded.getvalue())
 
 
 def progress(model: Model, params: Params, faces: Faces, columns: int = 12) -> Image.Image:

@@ -8,9 +8,10 @@ import numpy as np
 
 from cmma_jax import api, plots
 from cmma_jax.attributes import Attributes, Settings
-from cmma_jax.data import load_dataset
-from cmma_jax.data.dataset import Dataset, Faces
+from cmma_jax.data.dataset import Faces, spread
 from cmma_jax.errors import InputError
+from cmma_jax.files import make_folder
+from cmma_jax.runs import load_data
 
 COLUMNS = 8  # faces in a row
 
@@ -76,6 +77,7 @@ class Figures:
 
 def draw(arguments: Figures) -> None:
     """Draws what was asked for and prints the paths."""
+    make_folder(pathlib.Path(arguments.out_dir), "the pictures' folder", "out_dir")
     names = [*DRAWN] if arguments.figure == "all" else [arguments.figure]
     for name in names:
         path = pathlib.Path(arguments.out_dir) / f"figure{name if name.isdigit() else f'-{name}'}.png"
@@ -90,7 +92,7 @@ def figure4(arguments: Figures, path: pathlib.Path) -> None:
         if run.config.latent_size != 2:
             raise InputError(f"the run in {run.path} has {run.config.latent_size} latents; Figure 4 needs "
                              "--latent_size=2")
-    data = _data(arguments, api.FaceModel(runs[0]))
+    data = load_data(runs[0], arguments.data_dir)
     deviations = plots.latent_planes([(run.system, run.model, run.params) for run in runs], data, arguments.limit,
                                      path)
     for run, deviation in zip(runs, deviations, strict=True):
@@ -101,7 +103,7 @@ def figure4(arguments: Figures, path: pathlib.Path) -> None:
 def figure6(arguments: Figures, path: pathlib.Path) -> None:
     """Faces at the prior's mean for the usual attributes of four kinds of people, and for one attribute more."""
     models = _models(arguments, "cmma", "cvae", "cgan")
-    train, settings = _data(arguments, models[0]).train, Attributes(models[0].run.spec)
+    train, settings = load_data(models[0].run, arguments.data_dir).train, Attributes(models[0].run.spec)
     blocks = []
     for model in models:
         rows = []
@@ -117,21 +119,21 @@ def figure6(arguments: Figures, path: pathlib.Path) -> None:
 def figure8(arguments: Figures, path: pathlib.Path) -> None:
     """Training faces without these attributes, reconstructed, and with one more each row."""
     models = _models(arguments, "cmma", "cvae")
-    faces = _without(_data(arguments, models[0]).train, models[0], BARE | {"Big Lips": 0})
+    faces = _having(load_data(models[0].run, arguments.data_dir).train, models[0], BARE | {"Big Lips": 0})
     _edits(arguments, models, faces, EDITS, path)
 
 
 def figure9(arguments: Figures, path: pathlib.Path) -> None:
     """Training faces that are not old, and made old."""
     (model,) = _models(arguments, "cmma")
-    faces = _without(_data(arguments, model).train, model, {"Senior": 0})
+    faces = _having(load_data(model.run, arguments.data_dir).train, model, {"Senior": 0})
     _edits(arguments, [model], faces, {"no change": {}, "old": {"Senior": 1}}, path)
 
 
 def figure10(arguments: Figures, path: pathlib.Path) -> None:
     """Test faces whose attributes are told by the model; the data's own only choose faces without these."""
     (model,) = _models(arguments, "cmma")
-    faces = _without(_data(arguments, model).test, model, BARE)
+    faces = _having(load_data(model.run, arguments.data_dir).test, model, BARE)
     rows = [faces.x / 255, *(model.edit(faces.x, change, intensity=arguments.intensity)
                              for change in UNKNOWN_EDITS.values())]
     plots.labelled_faces([(f"{model.run.system}, attributes unknown", rows)], ["face", *UNKNOWN_EDITS], path)
@@ -140,7 +142,7 @@ def figure10(arguments: Figures, path: pathlib.Path) -> None:
 def sweep(arguments: Figures, path: pathlib.Path) -> None:
     """One test face along single attributes, by intensity."""
     (model,) = _models(arguments, "cmma")
-    face = _without(_data(arguments, model).test, model, BARE).x[3]
+    face = _having(load_data(model.run, arguments.data_dir).test, model, BARE).x[3]
     levels = np.linspace(-4, 4, 9)
     plots.labelled_faces([(model.run.system, [model.sweep(name, levels, face=face) for name in SWEPT])], list(SWEPT),
                          path, [f"{level:g}" for level in levels])
@@ -149,7 +151,7 @@ def sweep(arguments: Figures, path: pathlib.Path) -> None:
 def samples(arguments: Figures, path: pathlib.Path) -> None:
     """Random samples of each model for the attributes of one test face."""
     models = _models(arguments, "cmma", "cvae", "cgan")
-    test = _data(arguments, models[0]).test
+    test = load_data(models[0].run, arguments.data_dir).test
     y, mask = (np.repeat(a[:1], 3 * COLUMNS, 0) for a in (test.y, test.mask))
     blocks = []
     for model in models:
@@ -178,31 +180,23 @@ def _models(arguments: Figures, *names: str) -> list[api.FaceModel]:
     return [api.load(getattr(arguments, name), runs_dir=arguments.runs_dir, model=name) for name in names]
 
 
-def _data(arguments: Figures, model: api.FaceModel) -> Dataset:
-    config = model.run.config
-    return load_dataset(config.dataset, arguments.data_dir or config.data_dir, kind=config.attributes,
-                        image_size=config.image_size)
-
-
 def _usual(train: Faces, settings: Attributes, people: Settings) -> tuple[np.ndarray, np.ndarray]:
     """Returns what most training faces of some people have, y, mask: [A]."""
-    rows = np.ones(train.size, bool)
-    for name, value in people.items():
-        rows &= train.y[:, settings.find(name)] == value
-    if not rows.any():
-        raise InputError(f"no training face with {people}")
-    y = (train.y[rows].mean(0) > 0.5).astype(np.float32)
+    faces = _select(train, settings, people, 1)
+    y = (faces.y.mean(0) > 0.5).astype(np.float32)
     return y, np.ones_like(y, bool)
 
 
-def _without(faces: Faces, model: api.FaceModel, wanted: Settings) -> Faces:
+def _having(faces: Faces, model: api.FaceModel, wanted: Settings) -> Faces:
     """Returns COLUMNS faces with such attributes, spread over a part."""
-    settings = Attributes(model.run.spec)
+    return spread(_select(faces, Attributes(model.run.spec), wanted, COLUMNS), COLUMNS)
+
+
+def _select(faces: Faces, settings: Attributes, wanted: Settings, least: int) -> Faces:
     rows = np.ones(faces.size, bool)
     for name, value in wanted.items():
         rows &= faces.y[:, settings.find(name)] == value
-    rows = np.flatnonzero(rows)
-    if len(rows) < COLUMNS:
-        raise InputError(f"{len(rows)} faces with {wanted}; the figure needs {COLUMNS}")
-    rows = rows[np.linspace(0, len(rows) - 1, COLUMNS).astype(int)]
+    if rows.sum() < least:
+        asked = ", ".join(f"{name}={value}" for name, value in wanted.items())
+        raise InputError(f"the figure needs {least} faces with {asked}; the data set has {rows.sum()}")
     return Faces(*(np.asarray(a)[rows] for a in faces))

@@ -65,10 +65,10 @@ def read_photo(path: pathlib.Path | str, size: int = 64, face: int = 0, crop: Bo
         raise InputError(f"{path} is too small: {width}x{height} pixels; expected {SMALLEST} each way or more")
     if crop is None:
         crop = Box(0, 0, width, height) if picture.size == (size, size) else find_face(picture, path, face)
-    elif not (crop.width > 0 and crop.height > 0 and crop.left < width and crop.top < height
-              and crop.left + crop.width > 0 and crop.top + crop.height > 0):
-        raise InputError(f"--crop={','.join(f'{v:g}' for v in crop)} lies outside {path}, which has {width}x{height} "
-                         "pixels; give left,top,width,height inside it")
+    elif not (0 < crop.width < 3 * width and 0 < crop.height < 3 * height and -crop.width < crop.left < width
+              and -crop.height < crop.top < height):
+        raise InputError(f"--crop={','.join(f'{v:g}' for v in crop)} lies outside {path} or is too large: that has "
+                         f"{width}x{height} pixels; give left,top,width,height inside it")
     return Photo(picture, crop, cut(picture, crop, size))
 
 

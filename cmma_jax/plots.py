@@ -43,7 +43,6 @@ def latent_planes(systems: list[tuple[str, Model, Params]], data: Dataset, limit
         ax.set(title=f"{name}: posterior deviation {deviations[-1]:.3f}", xlabel="$z_1$", ylabel="$z_2$",
                aspect="equal")
     picture.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=90)
     return deviations
 
@@ -81,5 +80,4 @@ def labelled_faces(blocks: list[tuple[str, list[np.ndarray]]], rows: list[str], 
         ax.tick_params(length=0)
         for spine in ax.spines.values():
             spine.set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=90, bbox_inches="tight")

@@ -8,7 +8,8 @@ import jax
 
 from cmma_jax.checkpoint import open_checkpoints
 from cmma_jax.config import Config
-from cmma_jax.data.dataset import Spec
+from cmma_jax.data import load_dataset
+from cmma_jax.data.dataset import Dataset, Spec
 from cmma_jax.errors import InputError
 from cmma_jax.models import Model, Params, make_model
 from cmma_jax.records import read_metrics
@@ -112,3 +113,31 @@ def _but_seed(config: Config) -> dict:
     for name in ("seed", "seeds", "run_dir", "data_dir", "devices", "resume"):
         del fields[name]
     return fields
+
+
+def load_data(run: Run, data_dir: str = "") -> Dataset:
+    """Returns the data that a run was trained on, from data_dir, or where the run found it.
+
+    Raises:
+      InputError: it is not there, or other data is.
+    """
+    config = run.config
+    data = load_dataset(config.dataset, data_dir or config.data_dir, kind=config.attributes,
+                        image_size=config.image_size)
+    check_data(run, data)
+    return data
+
+
+def check_data(run: Run, data: Dataset) -> None:
+    """Raises InputError if a run was trained on other data, or on other attributes of it."""
+    mine, theirs = run.spec.to_json(), data.spec.to_json()
+    if mine == theirs:
+        return
+    where = f"the run in {run.path} was trained on other data"
+    if mine["dataset"] != theirs["dataset"]:
+        raise InputError(f"{where}: {mine['dataset']}, not {theirs['dataset']}; give --dataset={mine['dataset']}")
+    if mine["attributes"] != theirs["attributes"]:
+        other = sorted(set(mine["attributes"]) ^ set(theirs["attributes"]))[:3]
+        raise InputError(f"{where}: its attributes differ from those of this {theirs['dataset']}, for instance "
+                         f"{', '.join(other) or 'in their order'}; give the run's own --data_dir")
+    raise InputError(f"{where}: its faces are not those found here; give the run's own --data_dir")

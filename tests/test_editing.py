@@ -6,8 +6,9 @@ import pytest
 import cmma_jax
 import evaluate
 from cmma_jax.data import load_dataset
-from cmma_jax.data.dataset import Faces, spread
+from cmma_jax.data.dataset import Faces
 from cmma_jax.evaluation import editing
+from cmma_jax.evaluation.classification import calibration_error
 from cmma_jax.evaluation.judges import Judge
 
 
@@ -81,11 +82,13 @@ def test_other_attributes_that_move_are_counted(judge, monkeypatch):
 
 
 def test_identity_is_the_cosine_of_embeddings(judge):
-    found = editing.measure_edits(Painter(0.6), judge, scene(), 1.0, embed=lambda x: x.reshape(len(x), -1) + 1.0,
-                                  same_person=0.5)
+    def embed(x):
+        return x.reshape(len(x), -1) + 1.0
+
+    start = embed(scene().x / np.float32(255))
+    found = editing.measure_edits(Painter(0.6), judge, scene(), 1.0, False, embed, start, 0.5)
     assert 0.5 < found["identity"][0] < 1 and found["kept"] == (1, None)
-    turned = editing.measure_edits(Painter(0.0), judge, scene(), 1.0, embed=lambda x: x.reshape(len(x), -1) + 1.0,
-                                   same_person=2.0)
+    turned = editing.measure_edits(Painter(0.0), judge, scene(), 1.0, False, embed, start, 2.0)
     assert turned["identity"][0] == pytest.approx(1) and turned["kept"] == (0, None)
 
 
@@ -103,10 +106,10 @@ def test_pairs_of_real_faces():
 def test_calibration_error():
     p = np.array([0.05, 0.05, 0.95, 0.95, 0.95, 0.95])
     positive = np.array([False, True, True, True, True, True])
-    assert editing.calibration_error(p, positive) == pytest.approx((2 * 0.45 + 4 * 0.05) / 6)
+    assert calibration_error(p, positive) == pytest.approx((2 * 0.45 + 4 * 0.05) / 6)
     many = np.random.default_rng(0).random(100_000)
-    assert editing.calibration_error(many, np.random.default_rng(1).random(100_000) < many) < 0.01
-    assert editing.calibration_error(np.array([1.0]), np.array([True])) == 0
+    assert calibration_error(many, np.random.default_rng(1).random(100_000) < many) < 0.01
+    assert calibration_error(np.array([1.0]), np.array([True])) == 0
 
 
 def test_flips_where_the_identity_is_equal():
@@ -120,18 +123,20 @@ def test_flips_where_the_identity_is_equal():
     assert found["cmma where its identity is that of cvae, intensity 1"]["flips"] == (pytest.approx(0.4), None)
 
 
-def test_told_attributes_are_scored_on_test_faces_with_thresholds_of_validation_faces(named_runs, monkeypatch):
+def test_told_attributes_are_scored_on_test_faces_with_thresholds_of_validation_faces(named_runs):
     model = cmma_jax.load(named_runs / "cmma")
     data = load_dataset("folder", model.run.config.data_dir, image_size=16)
-    parts = {part.x.tobytes(): part for part in (spread(data.validation, 100), spread(data.test, 100))}
-    a = len(model.attributes)
-    judge = Judge(model.attributes, {}, np.full(a, 0.5), np.ones(a), np.arange(a) < 2, np.full(a, 0.5), "folder")
-    monkeypatch.setattr(editing, "judge_probabilities", lambda judge, x: 0.1 + 0.2 * parts[
-        np.round(255 * x).astype(np.uint8).tobytes()].y)
-    found = editing.measure_inference(model, judge, data, 100)
-    assert found["the judge"]["accuracy"] == (1, None) and found["the judge"]["auc"] == (1, None)
-    assert 0.1 < found["the judge"]["ece"][0] < 0.7  # sure of nothing, though right
-    assert 0.2 < found["cmma, q(y|z)"]["accuracy"][0] < 0.8  # at random, untrained
+    parts = {part.x.tobytes(): part.y for part in (data.validation, data.test)}
+    visible = np.arange(len(model.attributes)) < 2
+
+    def sees(x):
+        return 0.1 + 0.2 * parts[np.round(255 * x).astype(np.uint8).tobytes()]
+
+    found = editing.measure_told(sees, visible, data)
+    assert found["accuracy"] == (1, None) and found["auc"] == (1, None)
+    assert 0.1 < found["ece"][0] < 0.7  # sure of nothing, though right
+    untrained = editing.measure_told(lambda x: editing.told(model, x), visible, data)
+    assert 0.2 < untrained["accuracy"][0] < 0.8
 
 
 def test_evaluate_editing_without_a_judge_says_how_to_get_one(named_runs, capsys):

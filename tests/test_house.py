@@ -10,12 +10,12 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
-    {"command_line", "config", "distributions", "images", "layers", "records", "data.dataset", "data.synthetic",
-     "data.lfw", "data.folder", "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
+    {"command_line", "config", "distributions", "files", "images", "layers", "records", "data.dataset",
+     "data.synthetic", "data.lfw", "data.folder", "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
     {"networks"},
     {"models"},
     {"attributes", "objectives", "photos", "sampling", "ppca", "runs"},
-    {"figures"},
+    {"figures", "evaluation.classification"},
     {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
      "evaluation.judges", "evaluation.embeddings", "evaluation.table", "plots", "api"},
     {"evaluation.editing", "paper_figures", "commands"},

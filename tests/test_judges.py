@@ -12,17 +12,15 @@ from flax import serialization
 from cmma_jax.data.dataset import Faces, make_dataset, pixels
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation import judges
+from cmma_jax.evaluation.classification import aucs, best_threshold, rank_auc
 from cmma_jax.evaluation.judges import (
     Classifier,
     Judge,
     Settings,
-    aucs,
-    best_threshold,
     judge_probabilities,
     load_judge,
     main,
     make_judge_loss,
-    rank_auc,
     save_judge,
     scores,
     shift,

@@ -145,8 +145,13 @@ def mirror_some(keys: jax.Array, x: jax.Array) -> jax.Array:
 
 def spread(faces: Faces, n: int) -> Faces:
     """Returns at most n of the faces, spread evenly over the rows, on the host."""
-    rows = np.linspace(0, faces.size - 1, min(n, faces.size)).astype(int)
+    rows = spread_rows(faces.size, n)
     return Faces(*(np.asarray(a)[rows] for a in faces))
+
+
+def spread_rows(size: int, n: int) -> np.ndarray:
+    """Returns at most n of `size` row numbers, spread evenly."""
+    return np.linspace(0, size - 1, min(n, size)).astype(int)
 
 
 def pixels(x: jax.Array) -> jax.Array:

@@ -13,20 +13,21 @@ from tqdm import tqdm
 
 from cmma_jax.api import FaceModel
 from cmma_jax.attributes import Attributes
-from cmma_jax.data.dataset import Dataset, Faces, spread
-from cmma_jax.evaluation.judges import Judge, aucs, best_threshold, judge_probabilities
+from cmma_jax.data.dataset import Dataset, Faces
+from cmma_jax.evaluation.classification import aucs, best_threshold, calibration_error
+from cmma_jax.evaluation.judges import Judge, judge_probabilities
 from cmma_jax.evaluation.table import Figures
 
 INTENSITIES = (1.0, 2.0, 3.0, 4.0)
 IDENTITY_FACES = 3  # for each attribute, other ones each time: an embedding costs as much as a hundred edits
 PAIRS = 500  # of two real faces of one person, and of two persons
-BINS = 15  # of probability, in the calibration error
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float, literal: bool = False,
-                  embed: Embed | None = None, same_person: float = math.nan) -> Figures:
+                  embed: Embed | None = None, start: np.ndarray | None = None,
+                  same_person: float = math.nan) -> Figures:
     """Returns figures of edits with details kept, each visible attribute in turn: {name: (value, error)}.
 
     Keys:
@@ -44,13 +45,13 @@ def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float
       faces: to be edited.
       intensity, literal: of the edits.
       embed: [N, H, W, 3] -> [N, d]; without it identity is left out.
+      start: [N, d], the embeddings of the faces.
       same_person: from `real_pairs`.
     """
     x, settings = faces.x / np.float32(255), Attributes(model.run.spec)
     before, visible = judge_probabilities(judge, x), np.flatnonzero(judge.visible)
     rates, influence = {0: [], 1: []}, np.zeros(len(x))
     others, squares, squares_back, cosines = [], [], [], []
-    start = embed(x) if embed else None
     for column in tqdm(visible, desc=f"{model.run.system}, intensity {intensity:g}", unit=" attributes"):
         new_y, new_mask = faces.y.copy(), faces.mask.copy()
         for wanted in (0, 1):
@@ -106,39 +107,33 @@ def real_pairs(embedded: np.ndarray, people: tuple[str, ...], seed: int = 0) -> 
             for name, rows in (("two faces of one person", same), ("faces of two persons", ~same))}, threshold
 
 
-def measure_inference(model: FaceModel, judge: Judge, data: Dataset, limit: int, steps: int = 0) -> dict[str, Figures]:
-    """Returns how well attributes are told from test faces, by q(y|z) and by the judge, over its visible attributes.
+def measure_told(tell: Callable[[np.ndarray], np.ndarray], visible: np.ndarray, data: Dataset) -> Figures:
+    """Returns how well attributes are told from test faces: balanced accuracy, AUC and calibration error.
 
-    Both are given the threshold of the best balanced accuracy on the validation faces. The calibration error is the
-    expected one over BINS bins of probability (Guo et al. 2017). limit: faces of either part.
+    The threshold is that of the best balanced accuracy on the validation faces.
+
+    Args:
+      tell: [N, H, W, 3] -> [N, A] probabilities; q(y|z) or the judge.
+      visible: [A] bool, the attributes over which is averaged.
+      data: faces with their attributes.
     """
-    parts = [spread(part, limit) for part in (data.validation, data.test)]
-    (_, y, mask), visible = parts[1], judge.visible
-    found = {}
-    for name, tell in ((f"{model.run.system}, q(y|z)" + (f", {steps} steps" if steps else ""),
-                        lambda x: _told(model, x, steps)),
-                       ("the judge", lambda x: judge_probabilities(judge, x))):
-        chosen, p = (tell(part.x / np.float32(255)) for part in parts)
-        rates = []
-        for column in np.flatnonzero(visible):
-            known = parts[0].mask[:, column]
-            threshold = best_threshold(chosen[known, column], parts[0].y[known, column] > 0)
-            right = (p[:, column] > threshold) == (y[:, column] > 0)
-            classes = [right[mask[:, column] & (y[:, column] == value)] for value in (0, 1)]
-            if all(map(len, classes)):
-                rates.append(np.mean([rows.mean() for rows in classes]))
-        area = aucs(p, y, mask)[visible]
-        found[name] = {"accuracy": (float(np.mean(rates)), None), "auc": (float(np.nanmean(area)), None),
-                       "ece": (calibration_error(p[:, visible][mask[:, visible]],
-                                                 y[:, visible][mask[:, visible]] > 0), None)}
-    return found
+    chosen, p = (tell(part.x / np.float32(255)) for part in (data.validation, data.test))
+    y, mask, rates = data.test.y, data.test.mask, []
+    for column in np.flatnonzero(visible):
+        known = data.validation.mask[:, column]
+        threshold = best_threshold(chosen[known, column], data.validation.y[known, column] > 0)
+        right = (p[:, column] > threshold) == (y[:, column] > 0)
+        classes = [right[mask[:, column] & (y[:, column] == value)] for value in (0, 1)]
+        if all(map(len, classes)):
+            rates.append(np.mean([rows.mean() for rows in classes]))
+    known = mask & visible[None]
+    return {"accuracy": (float(np.mean(rates)), None), "auc": (float(np.nanmean(aucs(p, y, mask)[visible])), None),
+            "ece": (calibration_error(p[known], y[known] > 0), None)}
 
 
-def calibration_error(p: np.ndarray, positive: np.ndarray) -> float:
-    """Returns the mean distance of a bin's mean probability from its share of positives, weighted by its size."""
-    bins = np.minimum((p * BINS).astype(int), BINS - 1)
-    return float(sum((bins == b).mean() * abs(p[bins == b].mean() - positive[bins == b].mean())
-                     for b in np.unique(bins)))
+def told(model: FaceModel, x: np.ndarray, steps: int = 0) -> np.ndarray:
+    """Returns the probabilities [N, A] that a model's q(y|z) gives to faces x; steps: of the chain."""
+    return np.stack([mean for mean, _ in model.infer_attributes(x, steps=steps).values()], -1)
 
 
 def at_equal(rows: dict[str, Figures], figure: str) -> dict[str, Figures]:
@@ -155,10 +150,6 @@ def at_equal(rows: dict[str, Figures], figure: str) -> dict[str, Figures]:
             flips = float(np.interp(row[figure][0], *zip(*mine, strict=True)))
             found[f"{first} where its {figure} is that of {name}"] = {figure: row[figure], "flips": (flips, None)}
     return found
-
-
-def _told(model: FaceModel, x: np.ndarray, steps: int) -> np.ndarray:
-    return np.stack([mean for mean, _ in model.infer_attributes(x, steps=steps).values()], -1)
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

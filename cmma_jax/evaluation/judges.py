@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization
-from scipy.stats import rankdata
 from tqdm import tqdm
 
 from cmma_jax import command_line, parallel
@@ -28,6 +27,8 @@ from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset, Spec
 from cmma_jax.distributions import Bernoulli, split_each
 from cmma_jax.errors import InputError
+from cmma_jax.evaluation.classification import aucs, best_threshold, mean_known
+from cmma_jax.files import make_folder, write_whole
 from cmma_jax.networks import STAGES, Conv
 from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
 
@@ -177,7 +178,7 @@ def train_judge(data: Dataset, settings: Settings) -> Judge:
             bar.update(per_call * settings.batch_size)
             if int(now.step) % steps:
                 continue
-            mean_auc = _mean(aucs(_probabilities(now.params, x), y, mask))
+            mean_auc = mean_known(aucs(_probabilities(now.params, x), y, mask))
             if mean_auc > best_auc:
                 best, best_auc = jax.tree.map(np.array, now.params), mean_auc  # copied: the state is donated
             said = f", validation AUC {mean_auc:.4f} (best {best_auc:.4f})"
@@ -200,37 +201,6 @@ def _init(network: Classifier, spec: Spec, seed: int) -> dict:
 
 def _visible(auc: np.ndarray) -> np.ndarray:
     return np.nan_to_num(auc) >= VISIBLE_AUC
-
-
-def _mean(values: np.ndarray) -> float:
-    """Returns the mean of those that are not NaN; NaN if none is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def aucs(p: np.ndarray, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Returns the area under each attribute's ROC curve, over its known faces; p, y, mask: [N, A] -> [A]."""
-    return np.asarray([rank_auc(p[mask[:, a], a], y[mask[:, a], a] > 0) for a in range(y.shape[1])])
-
-
-def rank_auc(p: np.ndarray, positive: np.ndarray) -> float:
-    """Returns P(p of a positive > p of a negative), a tie as half (Mann-Whitney); NaN without both classes."""
-    n = int(positive.sum())
-    if not 0 < n < len(p):
-        return math.nan
-    return float((rankdata(p)[positive].sum() - n * (n + 1) / 2) / (n * (len(p) - n)))
-
-
-def best_threshold(p: np.ndarray, positive: np.ndarray) -> float:
-    """Returns the threshold of the highest balanced accuracy, midway between two faces; 0.5 without both classes."""
-    if not 0 < positive.sum() < len(p):
-        return 0.5
-    order = np.argsort(p)
-    p, positive = p[order].astype(np.float64), positive[order]
-    specificity, missed = np.cumsum(~positive) / (~positive).sum(), np.cumsum(positive) / positive.sum()
-    gain = np.where(p[1:] > p[:-1], (specificity - missed)[:-1], -np.inf)  # no cut between equal ones
-    i = int(gain.argmax())
-    return float((p[i] + p[i + 1]) / 2)
 
 
 def judge_probabilities(judge: Judge, x: np.ndarray | jax.Array) -> np.ndarray:
@@ -290,10 +260,10 @@ def scores(judge: Judge, x: np.ndarray | jax.Array, y: np.ndarray, mask: np.ndar
     asked, judged = ((v - judge.attribute_mean[None]) * known for v in (y, p))  # the factors 2 cancel
     lengths = np.sqrt(np.square(asked).sum(-1) * np.square(judged).sum(-1))
     cosines = (asked * judged).sum(-1)[lengths > 0] / lengths[lengths > 0]
-    return {"balanced_accuracy": _mean(np.asarray(list(per_attribute.values()))),
+    return {"balanced_accuracy": mean_known(np.asarray(list(per_attribute.values()))),
             "balanced_accuracy_stderr": float(np.sqrt(np.square(influence / counted).sum())),
             "per_attribute": per_attribute,
-            "cosine": _mean(cosines),
+            "cosine": mean_known(cosines),
             "cosine_stderr": float(cosines.std(ddof=1) / math.sqrt(len(cosines))) if len(cosines) > 1 else math.nan}
 
 
@@ -311,9 +281,7 @@ def save_judge(judge: Judge, path: str | pathlib.Path) -> None:
                                                "params": jax.tree.map(np.asarray, judge.params)})
     path = judge_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_whole(path, content)
 
 
 def load_judge(path: str | pathlib.Path, spec: Spec) -> Judge:
@@ -348,18 +316,14 @@ def train(settings: Settings) -> None:
     parallel.enable_compilation_cache()
     data = load_dataset(settings.dataset, settings.data_dir, image_size=settings.image_size)
     out = settings.out_path()
-    try:  # before the minutes of training
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to the judge's folder {out} ({error.strerror}); give another --out") from error
+    make_folder(out, "the judge's folder", "out")  # before the minutes of training
     judge = train_judge(data, settings)
     save_judge(judge, out)
     real = scores(judge, data.test.x / np.float32(255), data.test.y, data.test.mask)
     names = ", ".join(f"{judge.attributes[a]} {judge.auc[a]:.2f}" for a in np.argsort(-judge.auc) if judge.visible[a])
-    print(f"validation AUC    {_mean(judge.auc):.4f}, the mean over {len(judge.attributes)} attributes\n"
-          f"visible           {judge.visible.sum()} of them, their AUC {_mean(judge.auc[judge.visible]):.4f}: {names}\n"
+    print(f"validation AUC    {mean_known(judge.auc):.4f}, the mean over {len(judge.attributes)} attributes\n"
+          f"visible           {judge.visible.sum()} of them, their AUC {mean_known(judge.auc[judge.visible]):.4f}: "
+          f"{names}\n"
           f"real test faces   balanced accuracy {real['balanced_accuracy']:.4f} +- "
           f"{real['balanced_accuracy_stderr']:.4f}, cosine {real['cosine']:.4f} +- {real['cosine_stderr']:.4f} "
           f"({data.test.size:,} faces, visible attributes)\n"

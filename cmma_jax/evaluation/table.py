@@ -8,6 +8,8 @@ import pathlib
 
 import numpy as np
 
+from cmma_jax.files import write_whole
+
 Figures = dict[str, tuple[float, float | None]]  # figure -> (value, its error or None)
 
 COLUMNS = {  # figure: (heading, decimals)
@@ -77,9 +79,7 @@ def write(table: dict[str, Figures], stem: pathlib.Path, heading: str) -> list[p
     paths = []
     for suffix, text in texts.items():
         path = stem.with_name(stem.name + suffix)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_whole(path, text.encode(), "runs_dir")
         paths.append(path)
     return paths
 
