@@ -18,21 +18,23 @@ from cmma_jax.config import MAY_CHANGE, PRESETS, Config, did_you_mean
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset, Faces, Spec, mirrored, spread
 from cmma_jax.errors import InputError
-from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, variational_bound
+from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, flow_matching, variational_bound
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import SIGMAS, model_sampler, parzen_log_likelihood
 from cmma_jax.files import make_folder
 from cmma_jax.models import MODELS, Model, count_parameters, make_model
 from cmma_jax.networks import GROUP
-from cmma_jax.objectives import make_adversarial_loss, make_loss
+from cmma_jax.objectives import make_adversarial_loss, make_flow_loss, make_loss
 from cmma_jax.ppca import fit_conditional_ppca, start_from_ppca
 from cmma_jax.records import open_records
+from cmma_jax.runs import check_data, load_run
 from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
 
 HELP = """Train a model that makes faces from attributes, and write its run to --run_dir.
 
   python train.py --model=cmma                                     the embedded faces: a few minutes on 2 cores
   python train.py --model=cmma --dataset=lfw --data_dir=DIR        Labeled Faces in the Wild
+  python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=best    after it: a flow prior for its latents
   python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=paper
   python train.py --model=cvae --seeds=0,1,2                       (also vae, cgan) what CMMA is compared with
   python train.py --model=cgan --preset=gauthier
@@ -103,7 +105,9 @@ def train(config: Config) -> None:
             state = checkpoints.restore(state)
             say(f"going on after epoch {int(state.step) // steps_per_epoch} of {config.epochs}")
         else:
-            if config.linear_path:
+            if config.prior == "flow":
+                state = state._replace(params=state.params | start_params(config, data))
+            elif config.linear_path:
                 say("starting from conditional probabilistic PCA ...")
                 faces = mirrored(data.train) if config.mirror else data.train
                 if config.model == "vae":
@@ -146,7 +150,8 @@ def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model,
             train_means = {f"train_{name}": float(np.concatenate([part[name] for part in parts]).mean())
                            for name in means}
             measured = validate(model, here.params, data.validation)
-            score = measured.get("bound", start)  # a CGAN's latest: Parzen prefers one whose faces are all alike
+            # a CGAN's latest: Parzen prefers one whose faces are all alike
+            score = -measured["matching"] if "matching" in measured else measured.get("bound", start)
             metrics = {"epoch": start, "step": int(here.step), **train_means,
                        **{f"validation_{name}": value for name, value in measured.items()},
                        "learning_rate": float(rate(int(here.step) - 1)),
@@ -162,7 +167,9 @@ def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model,
 
 
 def objective(model: Model, config: Config, spec: Spec):
-    """Returns what training minimises: a CGAN's two losses, or the negative bound."""
+    """Returns what training minimises: a CGAN's two losses, the flow's error, or the negative bound."""
+    if config.prior == "flow":
+        return make_flow_loss(model, config.attribute_dropout)
     if model.discriminator:
         return make_adversarial_loss(model, config.discriminator_dropout, spec.pixel_std, config.gradient_penalty)
     return make_loss(model, config.attribute_dropout, config.attribute_weight)
@@ -172,17 +179,38 @@ def headline(means: dict[str, np.ndarray]) -> str:
     """Returns the words beside the progress bar."""
     if "bound" in means:
         return f"bound {means['bound'].mean():,.0f}"
+    if "matching" in means:
+        return f"matching {means['matching'].mean():.4f}"
     return f"discriminator right {means['accuracy'].mean():.0%}"
 
 
 def validate(model: Model, params, faces: Faces) -> dict[str, float]:
-    """Returns an epoch's figures on validation faces: the bound, or a CGAN's Parzen estimate and its diversity."""
+    """Returns an epoch's figures on validation faces: the bound, a flow's error, or a CGAN's Parzen and diversity."""
+    if model.velocity:
+        return {"matching": flow_matching(model, params, faces)}
     if model.posterior:
         return variational_bound(model, params, faces)
     few = spread(faces, GAN_FACES)
     curve = parzen_log_likelihood(model_sampler(model, params), few, GAN_SAMPLES, SIGMAS, chunk=GAN_SAMPLES)
     return {"parzen": float(curve.mean(0).max()),
             "diversity": diversity(generated_faces(model, params, few), few.x / 255)}
+
+
+def start_params(config: Config, data: Dataset) -> dict:
+    """Returns the networks of the run with a Gaussian prior, its best checkpoint, that a flow is trained for.
+
+    Raises:
+      InputError: there is none, it is not finished, or its model or data are others.
+    """
+    start = load_run(config.start_path())
+    for name in ("model", "attributes", "latent_size", "width", "prior_hidden", "linear_path"):
+        if (theirs := getattr(start.config, name)) != getattr(config, name):
+            raise InputError(f"--start_from={start.path} has --{name}={theirs}, not {getattr(config, name)}; give "
+                             f"--{name}={theirs}, or another --start_from")
+    if start.config.prior == "flow":
+        raise InputError(f"--start_from={start.path} has a flow already; give a run with --prior=gaussian")
+    check_data(start, data)
+    return start.params
 
 
 def fresh_state(model: Model, optimizer, seed: int) -> TrainState:

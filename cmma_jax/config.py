@@ -16,9 +16,9 @@ class Config:
     model: Literal["cmma", "cvae", "vae", "cgan"] = "cmma"
     """cmma: attributes -> latent -> face, the paper's model. What it is compared with: cvae (attributes and latent ->
     face), vae (latent -> face, no attributes), cgan (conditional adversarial network)."""
-    preset: Literal["default", "paper", "gauthier"] = "default"
-    """Where the other settings start: default (trains better), paper (as published), gauthier (a CGAN as in Gauthier
-    2015). Flags override it."""
+    preset: Literal["default", "best", "paper", "gauthier"] = "default"
+    """Where the other settings start: default (trains better), best (default with a flow prior), paper (as published),
+    gauthier (a CGAN as in Gauthier 2015). Flags override it."""
     dataset: str = "synthetic"
     """synthetic (embedded), lfw, folder (images and attributes.csv), or tfds/NAME, e.g. tfds/celeb_a."""
     data_dir: str = "data"
@@ -49,6 +49,11 @@ class Config:
     final_momentum: float = 0.7
     """sgd: momentum from epoch 250 on; it rises evenly until then."""
 
+    prior: Literal["gaussian", "flow"] = "gaussian"
+    """Of z: a Gaussian, or a flow from it to where the latents of faces lie. A flow is trained on a finished run with a
+    Gaussian prior, whose networks stay as they are."""
+    start_from: str = ""
+    """--prior=flow: the folder of that run; empty: runs/<model>-<dataset>."""
     latent_size: int = 500
     """J, the dimensions of z."""
     width: int = 32
@@ -109,12 +114,19 @@ class Config:
         for name in ("momentum", "final_momentum", "discriminator_dropout"):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         _check(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds), "seeds", self.seeds, "whole numbers with commas between")
+        if self.prior == "flow":
+            _check(self.model != "cgan", "prior", self.prior, "gaussian; a CGAN's noise stays as it is")
+            _check(self.linear_path, "linear_path", self.linear_path, "it: it makes a picture of z for the flow")
         _check(self.process_id < max(1, self.num_processes), "process_id", self.process_id,
                f"below num_processes, {self.num_processes}")
 
     def run_path(self) -> str:
         """Returns run_dir, or where the run lies if it was not given."""
-        return self.run_dir or f"runs/{self.model}-{self.dataset.replace('/', '-')}"
+        return self.run_dir or self.start_path() + ("-flow" if self.prior == "flow" else "")
+
+    def start_path(self) -> str:
+        """Returns start_from, or where the run with a Gaussian prior lies if it was not given."""
+        return self.start_from or f"runs/{self.model}-{self.dataset.replace('/', '-')}"
 
     def to_json(self) -> str:
         """Returns the settings as JSON text; `from_json` is its exact inverse."""
@@ -141,8 +153,8 @@ class Config:
 
 
 # Settings that say where and how a run is carried out, and not what it computes: they may change on a resume.
-MAY_CHANGE = ("data_dir", "run_dir", "epochs", "seeds", "devices", "parallel", "coordinator", "num_processes",
-              "process_id", "resume", "checkpoint_every", "grid_every")
+MAY_CHANGE = ("data_dir", "run_dir", "start_from", "epochs", "seeds", "devices", "parallel", "coordinator",
+              "num_processes", "process_id", "resume", "checkpoint_every", "grid_every")
 
 
 def default(model: str, dataset: str) -> Config:
@@ -157,6 +169,15 @@ def default(model: str, dataset: str) -> Config:
     if model == "cgan":
         return dataclasses.replace(paper(model, dataset), preset="default")
     return Config(model=model, dataset=dataset, epochs=12 if dataset == "synthetic" else 10)
+
+
+def best(model: str, dataset: str) -> Config:
+    """The default preset's networks with a flow prior, which is trained once they are.
+
+    python train.py --model=cmma --dataset=lfw --data_dir=DIR
+    python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=best
+    """
+    return dataclasses.replace(default(model, dataset), preset="best", prior="flow", epochs=35)
 
 
 def paper(model: str, dataset: str) -> Config:
@@ -184,7 +205,7 @@ def gauthier(model: str, dataset: str) -> Config:
                   discriminator_dropout=0.5)
 
 
-PRESETS = {"default": default, "paper": paper, "gauthier": gauthier}
+PRESETS = {"default": default, "best": best, "paper": paper, "gauthier": gauthier}
 
 
 def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -1,15 +1,17 @@
-"""The two layers of the image networks: a 4x4 convolution of stride 2, and its transposed form.
+"""The layers of the image networks: a 4x4 convolution of stride 2, its transposed form, and a 3x3 one of stride 1.
 
-Both equal Flax Linen's ``nn.Conv(O, (4, 4), strides=(2, 2), padding="SAME")`` and ``nn.ConvTranspose`` of the
-same arguments, in value and in every gradient, and take the same parameters. On GPU and TPU they are XLA's own
-convolutions. On CPU XLA's forward convolution is fast, but the two that its gradient needs are not: inside a
-lax.scan the one with a dilated input took 3 to 5 times a forward one for most layers, the kernel's gradient 30
-to 250 times. So the three linear maps below each have a CPU form built of what is fast there, and the layers'
+They equal Flax Linen's ``nn.Conv(O, (4, 4), strides=(2, 2), padding="SAME")``, ``nn.ConvTranspose`` of the same
+arguments and ``nn.Conv(O, (3, 3))``, in value and in every gradient, and take the same parameters. On GPU and TPU
+they are XLA's own convolutions. On CPU XLA's forward convolution is fast, but the two that its gradient needs are
+not: inside a lax.scan the one with a dilated input took 3 to 5 times a forward one for most layers, the kernel's
+gradient 30 to 250 times. So the linear maps below each have a CPU form built of what is fast there, and the layers'
 gradients are written in these maps:
 
     down(x, k)[i, j]    = sum over s, t of  x[2i + s - 1, 2j + t - 1] k[s, t]      (x is 0 outside its bounds)
     up(., flip(k))      = the adjoint of down(., k),  where  flip(k)[s, t] = k[3 - s, 3 - t]^T
     kernel_gradient(., g) = the adjoint of down(x, .) at x
+
+3x3 of stride 1 is its own kind of map, whose adjoint is a convolution again; its kernel's gradient is done as below.
 
 Shapes: b images, h x w pixels on the small side and 2h x 2w on the large one, c and o channels.
 """
@@ -35,6 +37,25 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     return _conv_transpose(x, kernel) + bias.reshape(1, 1, 1, -1)
 
 
+def conv3(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Keep the image's size: x [b, h, w, c], kernel [3, 3, c, o], bias [o] -> [b, h, w, o]."""
+    return _conv3(x, kernel) + bias.reshape(1, 1, 1, -1)
+
+
+@jax.custom_vjp
+def _conv3(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
+
+
+def _conv3_backward(saved, g):
+    x, kernel = saved
+    return _conv3(g, _flip(kernel)), lax.platform_dependent(x, g, cpu=_kernel_gradient3_cpu,
+                                                            default=_kernel_gradient3_native)
+
+
+_conv3.defvjp(lambda x, kernel: (_conv3(x, kernel), (x, kernel)), _conv3_backward)
+
+
 @jax.custom_vjp
 def _conv(x, kernel):
     return _down(x, kernel)
@@ -58,7 +79,7 @@ _conv_transpose.defvjp(
 
 
 def _flip(kernel):
-    """[4, 4, c, o] -> [4, 4, o, c], turned by half a turn: its own inverse, and its own adjoint."""
+    """[k, k, c, o] -> [k, k, o, c], turned by half a turn: its own inverse, and its own adjoint."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
@@ -88,6 +109,13 @@ def _up_native(x, kernel):
 def _kernel_gradient_native(x, g):
     kernel = jax.ShapeDtypeStruct((4, 4, x.shape[3], g.shape[3]), x.dtype)
     return jax.linear_transpose(functools.partial(_down_native, x), kernel)(g)[0]
+
+
+def _kernel_gradient3_native(x, g):
+    def convolve(kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
+
+    return jax.linear_transpose(convolve, jax.ShapeDtypeStruct((3, 3, x.shape[3], g.shape[3]), x.dtype))(g)[0]
 
 
 def _down_cpu(x, kernel):
@@ -120,6 +148,15 @@ def _kernel_gradient_cpu(x, g):
     still in the cache when they are multiplied. The large layers took half to two thirds of the time of the
     whole batch at once, the smallest (4 x 4) as long.
     """
+    return _products(x, g, size=4, stride=2)
+
+
+def _kernel_gradient3_cpu(x, g):
+    """The same for a 3x3 kernel of stride 1."""
+    return _products(x, g, size=3, stride=1)
+
+
+def _products(x, g, size, stride):
     b, h, w, o = g.shape
     c = x.shape[3]
     few = max(n for n in range(1, 17) if b % n == 0)
@@ -128,8 +165,9 @@ def _kernel_gradient_cpu(x, g):
         x, g = images
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         g = g.reshape(-1, o)
-        at = [x[:, s : s + 2 * h : 2, t : t + 2 * w : 2].reshape(-1, c) for s in range(4) for t in range(4)]
+        at = [x[:, s : s + stride * h : stride, t : t + stride * w : stride].reshape(-1, c)
+              for s in range(size) for t in range(size)]
         return total + jnp.stack([a.T @ g for a in at]), None
 
-    groups = x.reshape(b // few, few, 2 * h, 2 * w, c), g.reshape(b // few, few, h, w, o)
-    return lax.scan(add, jnp.zeros((16, c, o), g.dtype), groups)[0].reshape(4, 4, c, o)
+    groups = x.reshape(b // few, few, *x.shape[1:]), g.reshape(b // few, few, h, w, o)
+    return lax.scan(add, jnp.zeros((size**2, c, o), g.dtype), groups)[0].reshape(size, size, c, o)

@@ -1,5 +1,6 @@
 """The models, as NamedTuples of pure functions of (params, arrays)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from cmma_jax.networks import (
     LikelihoodNetwork,
     PosteriorNetwork,
     PriorNetwork,
+    VelocityNetwork,
 )
 
 Params = dict
@@ -30,11 +32,12 @@ ATTRIBUTE_LOGVAR_FLOOR = -4.0  # a standardised attribute is not known better th
 class Model(NamedTuple):
     """What every objective, sampler and figure needs of a model, and all it needs; None is a part it has not.
 
-    x: [B, H, W, 3] in [0, 1]; y, mask: [B, A] (`Faces`); z: [B, J].
+    x: [B, H, W, 3] in [0, 1]; y, mask: [B, A] (`Faces`); z: [B, J]; t: [B] in [0, 1].
 
     Attributes:
       init: key -> params.
-      prior: (params, y, mask) -> p(z|y), or p(z), Gaussian over [B, J]; a CGAN's noise.
+      prior: (params, y, mask) -> p(z|y), or p(z), Gaussian over [B, J]; a CGAN's noise. With a velocity it is where
+        the flow to p(z|y) begins.
       likelihood: (params, z, y, mask) -> p(x|z), or a CVAE's p(x|y, z), Gaussian over [B, H, W, 3]; of a CGAN only
         its mean is meant, the generator's face.
       posterior: (params, x, y, mask) -> q(z|x, y); with an empty mask it is q(z|x). None: a CGAN.
@@ -42,6 +45,7 @@ class Model(NamedTuple):
       discriminator: (params, x, y, mask, seen) -> [B] logits of x being real; a CGAN's alone; B a multiple of
         `networks.GROUP`, whose faces it compares. seen: [B, H, W, 3] bool, the pixel values that it looks at
         (dropout of its input).
+      velocity: (params, z, t, y, mask) -> [B, J], dz/dt of the flow prior (`flow`). None: the prior is Gaussian.
     """
 
     init: Callable[..., Params]
@@ -50,6 +54,7 @@ class Model(NamedTuple):
     posterior: Callable[..., Gaussian] | None = None
     attributes: Callable[..., Bernoulli | Gaussian] | None = None
     discriminator: Callable[..., jax.Array] | None = None
+    velocity: Callable[..., jax.Array] | None = None
 
 
 def encode_attributes(y: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
@@ -69,9 +74,10 @@ def cmma(config: Config, spec: Spec) -> Model:
     g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path)
     h2 = AttributeNetwork(count, 1 if binary else 2, config.prior_hidden)
     x, a, z = _examples(config, spec)
+    flow = _flow(config, spec)
 
     def init(key: jax.Array) -> Params:
-        return _init(key, {"f": (f, a), "h": (h, x, a), "g": (g, z), "h2": (h2, z)})
+        return _init(key, {"f": (f, a), "h": (h, x, a), "g": (g, z), "h2": (h2, z)} | flow)
 
     def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
         return Gaussian(*f.apply({"params": params["f"]}, encode_attributes(y, mask, spec.kind)))
@@ -87,7 +93,10 @@ def cmma(config: Config, spec: Spec) -> Model:
         heads = h2.apply({"params": params["h2"]}, z)
         return Bernoulli(*heads) if binary else Gaussian(heads[0], jnp.maximum(heads[1], ATTRIBUTE_LOGVAR_FLOOR))
 
-    return Model(init, prior, likelihood, posterior, attributes)
+    def encode(y: jax.Array, mask: jax.Array) -> jax.Array:
+        return encode_attributes(y, mask, spec.kind)
+
+    return Model(init, prior, likelihood, posterior, attributes, velocity=_velocity(flow, prior, encode))
 
 
 def cvae(config: Config, spec: Spec) -> Model:
@@ -117,8 +126,10 @@ def _with_standard_prior(config: Config, spec: Spec, encode: Callable[..., jax.A
     chosen = networks(_matching_units(config, spec, networks))
     g = chosen["g"][0]
 
+    flow = _flow(config, spec)
+
     def init(key: jax.Array) -> Params:
-        return _init(key, chosen)
+        return _init(key, chosen | flow)
 
     def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
         return _standard_prior(config, y)
@@ -129,7 +140,10 @@ def _with_standard_prior(config: Config, spec: Spec, encode: Callable[..., jax.A
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
         return _pixel_gaussian(*g.apply({"params": params["g"]}, z, encode(y, mask)), spec)
 
-    return Model(init, prior, likelihood, posterior)
+    def nothing(y: jax.Array, mask: jax.Array) -> jax.Array:
+        return jnp.zeros((len(y), 2 * len(spec.attributes)))
+
+    return Model(init, prior, likelihood, posterior, velocity=_velocity(flow, prior, nothing))
 
 
 def cgan(config: Config, spec: Spec) -> Model:
@@ -180,6 +194,31 @@ def _init(key: jax.Array, networks: dict[str, tuple]) -> Params:
             for k, (name, (network, *inputs)) in zip(keys, networks.items(), strict=True)}
 
 
+def _flow(config: Config, spec: Spec) -> dict[str, tuple]:
+    """Returns the flow prior's network with its example inputs, for `_init`; nothing for a Gaussian prior."""
+    if config.prior == "gaussian":
+        return {}
+    height, width, channels = spec.image_shape
+    pictures = jnp.zeros((config.latent_size, height // 2, width // 2, channels))
+    _, a, z = _examples(config, spec)
+    return {"flow": (VelocityNetwork(config.width), z, jnp.zeros(1), a, pictures)}
+
+
+def _velocity(flow: dict[str, tuple], prior: Callable[..., Gaussian], encode: Callable[..., jax.Array]):
+    """Returns the velocity of `Model`, or None; encode: (y, mask) -> what it sees of the attributes."""
+    if not flow:
+        return None
+    network, *_, pictures = flow["flow"]
+    height, width, channels = pictures.shape[1:]
+
+    def velocity(params: Params, z: jax.Array, t: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
+        rows = params["g"]["linear"]["kernel"].reshape(-1, height, 2, width, 2, channels).mean((2, 4))
+        said = network.apply({"params": params["flow"]}, z, t, encode(y, mask), rows)
+        return jnp.exp(prior(params, y, mask).logvar / 2) * said
+
+    return velocity
+
+
 def _scaled(x: jax.Array, spec: Spec) -> jax.Array:
     return (x - jnp.asarray(spec.mean_face)[None]) / spec.pixel_std
 
@@ -199,7 +238,8 @@ def _matching_units(config: Config, spec: Spec, networks: Callable[[int], dict])
     def count(units: int) -> int:
         return count_parameters(jax.eval_shape(lambda key: _init(key, networks(units)), jax.random.key(0)))
 
-    wanted = count_parameters(jax.eval_shape(cmma(config, spec).init, jax.random.key(0)))
+    gaussian = dataclasses.replace(config, prior="gaussian")
+    wanted = count_parameters(jax.eval_shape(cmma(gaussian, spec).init, jax.random.key(0)))
     few, more = count(1), count(2)
     return max(1, 1 + round((wanted - few) / (more - few)))
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cmma_jax.distributions import kl, split_each, standard_normal, standard_uniform, sum_event
+from cmma_jax.flow import log_ratio, matching
 from cmma_jax.models import Model, Params
 from cmma_jax.networks import GROUP
 
@@ -15,9 +16,11 @@ class Terms(NamedTuple):
 
     Attributes:
       reconstruction: [B] log p(x|z) at one sample z ~ q(z|x, y) (Eqs. 8 and 11).
-      kl_latents: [B, J] KL[q(z|x, y) || p(z|y)] of each latent (Eq. 7).
+      kl_latents: [B, J] KL[q(z|x, y) || p(z|y)] of each latent (Eq. 7); where the prior is a flow, an unbiased
+        estimate at that z.
       attributes: [B] log q(y|z) of the known attributes at that z; trains q(y|z) alone.
-      attributes_prior: [B] the same at one z ~ p(z|y): the paper's stand-in for log p(y) (end of 2.1).
+      attributes_prior: [B] the same at one z ~ p(z|y): the paper's stand-in for log p(y) (end of 2.1); of a flow, at
+        one z of the Gaussian where it begins.
     """
 
     reconstruction: jax.Array
@@ -61,7 +64,9 @@ def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Arra
             return jnp.zeros(len(x))
         return jnp.where(scored, model.attributes(params, z).log_prob(y), 0).sum(-1)
 
-    return Terms(reconstruction, kl(q, p), attribute_term(jax.lax.stop_gradient(z), known),
+    kl_latents = kl(q, p) - log_ratio(model, params, z, y, mask, jax.vmap(jax.random.fold_in, (0, None))(prior_key, 1)
+                                      if prior_key.ndim else jax.random.fold_in(prior_key, 1))
+    return Terms(reconstruction, kl_latents, attribute_term(jax.lax.stop_gradient(z), known),
                  attribute_term(p.sample(prior_key), mask))
 
 
@@ -93,7 +98,8 @@ def importance_weighted_bound(model: Model, params: Params, key: jax.Array, x: j
     """Returns log 1/K sum_k p(x|z_k) p(z_k|y) / q(z_k|x, y), z_k ~ q(z|x, y): [B] nats.
 
     Its expectation rises with K = `samples` from the variational bound, K = 1, towards log p(x|y) (Burda, Grosse
-    and Salakhutdinov 2016). One sample is in memory at a time. Arguments as for `elbo`.
+    and Salakhutdinov 2016). One sample is in memory at a time. A flow's density is computed exactly, as noise in it
+    would raise the expectation; that takes J times as long. Arguments as for `elbo`.
     """
     q, p = model.posterior(params, x, y, mask), model.prior(params, y, mask)
 
@@ -101,7 +107,7 @@ def importance_weighted_bound(model: Model, params: Params, key: jax.Array, x: j
         each = jax.random.fold_in(key, k) if key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(key, k)
         z = q.sample(each)
         log_weight = (sum_event(model.likelihood(params, z, y, mask).log_prob(x))
-                      + sum_event(p.log_prob(z)) - sum_event(q.log_prob(z)))
+                      + sum_event(p.log_prob(z) + log_ratio(model, params, z, y, mask)) - sum_event(q.log_prob(z)))
         return jnp.logaddexp(total, log_weight), None
 
     total, _ = jax.lax.scan(add, jnp.full(len(x), -jnp.inf), jnp.arange(samples))
@@ -173,6 +179,22 @@ def make_loss(model: Model, attribute_dropout: float, attribute_weight: float):
         terms = elbo(model, params, bound_key, x, y, seen, known=mask)
         gain = terms.bound + attribute_weight * (terms.attributes + terms.attributes_prior)
         return -gain / x[0].size, summary(terms)
+
+    return loss
+
+
+def make_flow_loss(model: Model, attribute_dropout: float):
+    """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms) of the flow prior alone.
+
+    The other networks get no gradient.
+    """
+
+    def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
+        params = jax.lax.stop_gradient(params) | {"flow": params["flow"]}
+        match_key, hide_key = split_each(key, 2)
+        seen = hide_attributes(hide_key, mask, attribute_dropout)
+        error = matching(model, params, match_key, model.posterior(params, x, y, seen), y, seen)
+        return error, {"matching": error}
 
     return loss
 

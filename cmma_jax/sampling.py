@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmma_jax.distributions import standard_normal
+from cmma_jax.flow import Wanted, draw, to_gaussian, to_latent
 from cmma_jax.models import Model, Params
 
 LARGEST_BATCH = 256  # faces at once in `in_batches`
@@ -18,14 +18,14 @@ LARGEST_BATCH = 256  # faces at once in `in_batches`
 
 @functools.partial(jax.jit, static_argnums=0)
 def generate(model: Model, params: Params, key: jax.Array, y: jax.Array, mask: jax.Array,
-             temperature: float = 1.0) -> jax.Array:
+             temperature: float = 1.0, guidance: float | None = None) -> jax.Array:
     """Returns faces [B, H, W, 3] in [0, 1]: means of p(x|z), z ~ p(z|y) with its deviation times temperature.
 
     A temperature of 0 gives the face at the prior's mean ("the variance parameter of the noise set to 0",
-    section 4.5). key: one key, or [B] keys, one an example; y, mask: [B, A], unknown attributes masked out.
+    section 4.5). key: one key, or [B] keys, one an example; y, mask: [B, A], unknown attributes masked out;
+    guidance: of a flow prior, as of `flow.draw`.
     """
-    p = model.prior(params, y, mask)
-    z = p.mean + temperature * jnp.exp(p.logvar / 2) * standard_normal(key, p.mean.shape)
+    z = draw(model, params, key, y, mask, temperature, guidance)
     return jnp.clip(model.likelihood(params, z, y, mask).mean, 0, 1)
 
 
@@ -43,7 +43,8 @@ def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Arr
     """Returns faces changed from attributes y to new_y (section 4.5): [B, H, W, 3] in [0, 1].
 
     z = h(x, y) + intensity (f(new_y) - f(y)), all of them means; the face is the mean of p(x|z). Where the likelihood
-    sees attributes, as a CVAE's, it sees y + intensity (new_y - y).
+    sees attributes, as a CVAE's, it sees y + intensity (new_y - y). Where the prior is a flow, that step is taken in
+    the Gaussian from which it begins: the flow leads there under y, and back under new_y.
 
     Args:
       model: one with a posterior.
@@ -58,16 +59,21 @@ def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Arr
     """
     intensity = jnp.broadcast_to(jnp.asarray(intensity, x.dtype), (len(x),))[:, None]
     seen = (new_y, new_mask) if literal else (y, mask)
-    z = model.posterior(params, x, *seen).mean
+    z = to_gaussian(model, params, model.posterior(params, x, *seen).mean, Wanted(*seen))
     change = model.prior(params, new_y, new_mask).mean - model.prior(params, y, mask).mean
-    moved = y + intensity * (new_y - y)
+
+    def decode(args: tuple[jax.Array, ...]) -> jax.Array:
+        place, weight, seen_mask = args
+        latent = to_latent(model, params, place + weight * change, Wanted(new_y, new_mask), other=Wanted(y, mask),
+                           weight=weight)
+        return model.likelihood(params, latent, y + weight * (new_y - y), seen_mask).mean
+
     if not keep_detail:
-        return jnp.clip(model.likelihood(params, z + intensity * change, moved, new_mask).mean, 0, 1)
-    start = z if not literal else model.posterior(params, x, y, mask).mean
+        return jnp.clip(decode((z, intensity, new_mask)), 0, 1)
+    start = z if not literal else to_gaussian(model, params, model.posterior(params, x, y, mask).mean, Wanted(y, mask))
     # The same loop body decodes both, so that equal latents give equal faces to the last bit.
-    after, before = jax.lax.map(lambda args: model.likelihood(params, *args).mean,
-                                jax.tree.map(lambda a, b: jnp.stack([a, b]),
-                                             (z + intensity * change, moved, new_mask), (start, y, mask)))
+    after, before = jax.lax.map(decode, jax.tree.map(lambda a, b: jnp.stack([a, b]), (z, intensity, new_mask),
+                                                     (start, jnp.zeros_like(intensity), mask)))
     return jnp.clip(x + (after - before), 0, 1)
 
 

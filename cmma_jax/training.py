@@ -41,7 +41,7 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.Gradient
 
     Args:
       config: optimizer, learning_rate, schedule, warmup_steps, clip_norm, momentum, final_momentum, linear_rate,
-        discriminator_rate, epochs.
+        discriminator_rate, epochs, prior.
       steps_per_epoch: gives the schedules' lengths in steps.
     """
     steps = steps_per_epoch * config.epochs
@@ -56,8 +56,11 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.Gradient
             "adagrad": lambda: optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-10),
             "sgd": lambda: optax.inject_hyperparams(optax.sgd)(rate, momentum)}[config.optimizer]()
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, rule, optax.masked(optax.scale(config.linear_rate), _named("linear")),
-                       optax.masked(optax.scale(config.discriminator_rate), _named("discriminator"))), rate
+    whole = optax.chain(clip, rule, optax.masked(optax.scale(config.linear_rate), _named("linear")),
+                        optax.masked(optax.scale(config.discriminator_rate), _named("discriminator")))
+    if config.prior == "flow":  # all else has zero gradients, and stays
+        whole = optax.masked(whole, _named("flow"))
+    return whole, rate
 
 
 def _named(prefix: str) -> Callable[[Any], Any]:

@@ -21,6 +21,7 @@ from cmma_jax import parallel
 from cmma_jax.data.dataset import Faces, pixels
 from cmma_jax.distributions import LOG_2PI
 from cmma_jax.errors import InputError
+from cmma_jax.flow import draw
 from cmma_jax.models import Model, Params
 
 # One window's deviation, in steps of 1 %: between two of them the estimate loses at most D (0.005)^2 = 0.3 nats.
@@ -44,7 +45,7 @@ class Sampler(NamedTuple):
 @functools.lru_cache(maxsize=32)  # one function a model, so that jit compiles it once
 def _sample(model: Model) -> Callable[..., jax.Array]:
     def sample(params: Params, keys: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
-        return model.likelihood(params, model.prior(params, y, mask).sample(keys), y, mask).mean
+        return model.likelihood(params, draw(model, params, keys, y, mask), y, mask).mean
 
     return sample
 
