@@ -106,6 +106,29 @@ def test_conv_refuses_what_it_cannot_halve(shape):
         layers.conv(jnp.zeros(shape), jnp.zeros((4, 4, 3, 2)), jnp.zeros(2))
 
 
+def conv3_inputs(b=18, h=5, w=4, c=3, o=6):
+    return arrays((b, h, w, c), (3, 3, c, o), (o,))
+
+
+def test_conv3_equals_linens_in_value_and_gradients(form):
+    def linen(x, kernel, bias):
+        with jax.numpy_rank_promotion("allow"):
+            return nn.Conv(6, (3, 3)).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+
+    weights = arrays((18, 5, 4, 6))[0]
+    check_equal(value_and_gradients(layers.conv3, conv3_inputs(), weights),
+                value_and_gradients(linen, conv3_inputs(), weights))
+
+
+def test_conv3_under_vmap_and_scan_is_the_same_as_one_by_one():
+    arguments = arrays((3, 2, 4, 4, 3), (3, 3, 3, 3, 5), (3, 5))
+    gradient = jax.grad(lambda *a: jnp.sum(jnp.sin(layers.conv3(*a))), argnums=(0, 1, 2))
+    single = [gradient(*(a[i] for a in arguments)) for i in range(3)]
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *single)
+    check_equal(jax.jit(jax.vmap(gradient))(*arguments), expected)
+    check_equal(jax.jit(lambda a: jax.lax.scan(lambda c, a: (c, gradient(*a)), None, a))(arguments)[1], expected)
+
+
 def gradients(name, x, kernel, bias):
     """Of a loss that is not linear in the layer's output."""
     return jax.grad(lambda *a: jnp.sum(jnp.sin(PAIRS[name][0](*a))), argnums=(0, 1, 2))(x, kernel, bias)
