@@ -55,7 +55,7 @@ class FaceModel:
         return self.run.spec.attributes
 
     def generate(self, attributes: Settings | None = None, n: int = 1, seed: int = 0, temperature: float = 1.0,
-                 groups: bool = True) -> np.ndarray:
+                 groups: bool = True, guidance: float = 0.0) -> np.ndarray:
         """Returns n faces for attributes, samples of p(x|y), of which those not named are unknown.
 
         Args:
@@ -64,20 +64,26 @@ class FaceModel:
           seed: of the noise; face i depends on the seed and i alone.
           temperature: factor on the prior's deviation; 0: its mean, n times the same face.
           groups: whether setting an attribute resets what contradicts it.
+          guidance: of a flow prior: how far beyond the faces that have the attributes, away from those of unknown
+            ones; 0 is p(x|y) itself.
         """
         y, mask = self.encode(attributes or {}, groups=groups)
         return self.generate_encoded(np.repeat(y[None], max(n, 0), 0), np.repeat(mask[None], max(n, 0), 0), seed,
-                                     temperature)
+                                     temperature, guidance)
 
-    def generate_encoded(self, y: np.ndarray, mask: np.ndarray, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
+    def generate_encoded(self, y: np.ndarray, mask: np.ndarray, seed: int = 0, temperature: float = 1.0,
+                         guidance: float = 0.0) -> np.ndarray:
         """Returns a face for each row of y, mask: [N, A], arguments else as of `generate`."""
         if not len(y):
             raise InputError("0 faces were asked for; give 1 or more")
         _require(temperature, "temperature", 0.0)
+        _require(guidance, "guidance", 0.0)
+        if guidance:
+            self._require("velocity", "has a Gaussian prior, which takes no guidance; train one with --preset=best")
+        how = (jnp.float32(temperature), jnp.float32(guidance) if guidance else None)
 
         def make(rows, y, mask):
-            return sampling.generate(self.run.model, self.run.params, sampling.row_keys(seed, rows), y, mask,
-                                     jnp.float32(temperature))
+            return sampling.generate(self.run.model, self.run.params, sampling.row_keys(seed, rows), y, mask, *how)
 
         return sampling.in_batches(make, np.arange(len(y)), y, mask)
 

@@ -73,6 +73,8 @@ class Generate(_Run):
     """Of the noise."""
     temperature: float = 1.0
     """Factor on the deviation of p(z|attributes); 0: the face at its mean."""
+    guidance: float = 0.0
+    """Of a model with a flow prior: how far beyond what the attributes ask for, 1 for instance; 0: not at all."""
     columns: int = 8
     """Faces in a row of the picture."""
     out: str = "faces.png"
@@ -179,7 +181,7 @@ def generate(arguments: Generate) -> None:
         _check(getattr(arguments, name) > 0, name, getattr(arguments, name), "1 or more")
     model = arguments.model()
     made = model.generate(parse_settings(arguments.set), arguments.n, arguments.seed, arguments.temperature,
-                          arguments.groups)
+                          arguments.groups, arguments.guidance)
     columns = min(arguments.columns, len(made))
     made = np.concatenate([made, np.ones((-len(made) % columns, *made.shape[1:]), made.dtype)])
     _write(figures.grid(list(made.reshape(-1, columns, *made.shape[1:]))), arguments.out)

@@ -68,3 +68,13 @@ def test_faces_are_embedded_one_by_one_clipped_and_in_colour():
     assert e.shape == (3, 128) and np.isfinite(e).all()
     np.testing.assert_allclose(embed_dlib(np.clip(x[1:2], 0, 1)), e[1:2], atol=1e-6)
     assert np.abs(embed_dlib(x[1:2, ..., ::-1]) - e[1:2]).max() > 1e-3
+
+
+def test_identity_diversity_is_one_for_the_same_set_and_falls_with_the_spread():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(30, 128))
+    assert abs(embeddings.identity_diversity(real, real) - 1) < 1e-12
+    assert abs(embeddings.identity_diversity(5 + 0.25 * real, real) - 0.25) < 1e-6
+    pairs = [np.linalg.norm(a - b) for i, a in enumerate(real) for b in real[:i]]
+    assert abs(embeddings.identity_diversity(real[:10], real) * np.mean(pairs)
+               - np.mean([np.linalg.norm(a - b) for i, a in enumerate(real[:10]) for b in real[:i]])) < 1e-9

@@ -18,7 +18,7 @@ FLOORS = [
     {"objectives", "sampling"},
     {"figures", "evaluation.classification"},
     {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
-     "evaluation.judges", "evaluation.embeddings", "evaluation.table", "plots", "api"},
+     "evaluation.judges", "evaluation.embeddings", "evaluation.detection", "evaluation.table", "plots", "api"},
     {"evaluation.editing", "paper_figures", "commands"},
     {"__main__"},
 ]

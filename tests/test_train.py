@@ -19,6 +19,7 @@ from cmma_jax.checkpoint import open_checkpoints
 from cmma_jax.config import PRESETS, Config
 from cmma_jax.errors import InputError
 from cmma_jax.records import read_metrics
+from cmma_jax.runs import load_run
 
 TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1"]
 CGAN = ["--model=cgan", "--preset=gauthier", "--epochs=4"]
@@ -100,6 +101,59 @@ def test_several_seeds_are_several_runs(faces, tmp_path):
     assert [Config.from_json((run / "config.json").read_text()).seed for run in runs] == [3, 5]
     bounds = [read_metrics(run)[0]["validation_bound"] for run in runs]
     assert bounds[0] != bounds[1]
+
+
+FLOW = ["--preset=best", "--epochs=4", "--grid_every=4"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_flow(undisturbed, faces, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "flow"
+    assert train.main(arguments(faces, run, f"--start_from={undisturbed}", *FLOW)) == 0
+    return run
+
+
+def test_a_flow_is_trained_on_a_finished_run_whose_networks_stay(undisturbed, undisturbed_flow, capsys):
+    before, after = load_run(undisturbed), load_run(undisturbed_flow)
+    assert after.system == "cmma (best)" and before.model.velocity is None
+    for name, tree in before.params.items():
+        jax.tree.map(np.testing.assert_array_equal, tree, after.params[name])
+    assert np.abs(after.params["flow"]["velocity"]["kernel"]).max() > 0
+    records = read_metrics(undisturbed_flow)
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
+    assert {"train_matching", "validation_matching"} <= set(records[0])
+    best = min(record["validation_matching"] for record in records)
+    with open_checkpoints(undisturbed_flow / "checkpoints") as checkpoints:
+        assert checkpoints.facts(checkpoints.best_step())[2] == {"score": -best}
+
+
+def test_a_flow_stopped_and_resumed_is_the_same_bit_for_bit(undisturbed, undisturbed_flow, faces, tmp_path):
+    run = tmp_path / "halves"
+    args = arguments(faces, run, f"--start_from={undisturbed}", *FLOW)
+    process = start(args)
+    waited = time.monotonic() + 240
+    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
+        assert process.poll() is None and time.monotonic() < waited
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert train.main(args) == 0
+    assert comparable(run) == comparable(undisturbed_flow)
+    jax.tree.map(np.testing.assert_array_equal, last_state(run), last_state(undisturbed_flow))
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--model=cgan", "--batch_size=8"], "--prior=flow is out of range"),
+    (["--no-linear_path"], "--linear_path=False is out of range"),
+    (["--start_from=nowhere"], "no run in nowhere"),
+    (["--start_from=WHOLE", "--latent_size=5"], "has --latent_size=4, not 5"),
+    (["--start_from=WHOLE", "--model=vae"], "has --model=cmma, not vae"),
+    (["--start_from=FLOW"], "has a flow already")])
+def test_a_flow_without_a_fitting_start_is_refused(more, said, undisturbed, undisturbed_flow, faces, tmp_path, capsys):
+    more = [word.replace("WHOLE", str(undisturbed)).replace("FLOW", str(undisturbed_flow)) for word in more]
+    assert train.main(arguments(faces, tmp_path / "run", "--preset=best", *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and said in error[0]
 
 
 def test_killed_and_started_again_a_run_ends_the_same_bit_for_bit(undisturbed, faces, tmp_path):

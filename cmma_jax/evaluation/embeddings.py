@@ -66,6 +66,20 @@ def _factor(embeddings: np.ndarray) -> np.ndarray:
     return np.linalg.qr(embeddings - embeddings.mean(0)[None], mode="r") / math.sqrt(len(embeddings) - 1)
 
 
+def identity_diversity(made: np.ndarray, real: np.ndarray) -> float:
+    """Returns the mean distance between two embeddings over that between two real faces'; both [N, d], all pairs.
+
+    Near 0 all are one person; 1 is as different as real people are, and some of the pairs are one person's.
+    """
+    return _mean_distance(made) / _mean_distance(real)
+
+
+def _mean_distance(embeddings: np.ndarray) -> float:
+    squares = np.square(embeddings).sum(1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * embeddings @ embeddings.T, 0))
+    return float(distances[np.triu_indices(len(embeddings), 1)].mean())
+
+
 def fd_floor(embeddings: np.ndarray, seed: int, splits: int = 10) -> tuple[float, float]:
     """Returns the mean Frechet distance between random halves of real embeddings [N, d], and its standard error.
 

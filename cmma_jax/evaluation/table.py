@@ -17,6 +17,7 @@ COLUMNS = {  # figure: (heading, decimals)
     "parzen_sigma": ("sigma", 3), "kl": ("KL", 0), "reconstruction": ("reconstruction", 0),
     "bits_per_dim": ("bits/dim", 3), "active_latents": ("active units", 0), "diversity": ("diversity", 2),
     "balanced_accuracy": ("judged accuracy", 3), "cosine": ("judged cosine", 3), "fd_dlib": ("FD-dlib", 3),
+    "identities": ("identity diversity", 2), "detected": ("detected", 3),
     "parameters": ("parameters", 0), "seeds": ("seeds", 0),
     # of edits (evaluation.editing)
     "flips": ("flips the judge", 3), "set": ("when set", 3), "reset": ("when reset", 3), "others": ("others moved", 4),
