@@ -16,6 +16,11 @@ from cmma_jax.networks import GROUP
 from cmma_jax.objectives import elbo
 
 
+def grad(function, argnums=0):
+    """The gradient, compiled: on a CPU one program is sooner made than each of its operations."""
+    return jax.jit(jax.grad(function, argnums))
+
+
 def arrays(small, n=4):
     faces = small.data.train
     return pixels(jnp.asarray(faces.x[:n])), jnp.asarray(faces.y[:n]), jnp.asarray(faces.mask[:n])
@@ -28,15 +33,15 @@ def total(tree):
 def test_likelihood_does_not_depend_on_attributes_given_z(small):
     x, y, mask = arrays(small)
     z = jnp.ones((len(x), small.config.latent_size))
-    gradient = jax.grad(lambda y: total(small.model.likelihood(small.params, z, y, mask)))(y)
+    gradient = grad(lambda y: total(small.model.likelihood(small.params, z, y, mask)))(y)
     np.testing.assert_array_equal(gradient, 0)
 
 
 def test_prior_and_posterior_depend_on_attributes_and_posterior_on_the_face(small):
     x, y, mask = arrays(small)
     full = jnp.ones_like(mask)
-    assert (jax.grad(lambda y: total(small.model.prior(small.params, y, full)))(y) != 0).all()
-    by_x, by_y = jax.grad(lambda x, y: total(small.model.posterior(small.params, x, y, full)), (0, 1))(x, y)
+    assert (grad(lambda y: total(small.model.prior(small.params, y, full)))(y) != 0).all()
+    by_x, by_y = grad(lambda x, y: total(small.model.posterior(small.params, x, y, full)), (0, 1))(x, y)
     assert (by_y != 0).all()
     assert (by_x != 0).mean() > 0.99
 
@@ -91,7 +96,7 @@ def test_all_or_no_attributes_and_a_batch_of_one_give_finite_values_and_gradient
         terms = elbo(model, params, jax.random.key(0), x, y, mask, known=jnp.ones_like(mask))
         return (terms.bound + terms.attributes + terms.attributes_prior).sum()
 
-    result, gradients = jax.value_and_grad(value)(params)
+    result, gradients = jax.jit(jax.value_and_grad(value))(params)
     assert np.isfinite(result)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
@@ -134,10 +139,10 @@ def test_a_cvaes_prior_has_no_parameters_and_its_likelihood_sees_attributes(smal
     params = random_params(model)
     x, y, mask = arrays(small)
     full, z = jnp.ones_like(mask), jnp.ones((len(x), small.config.latent_size))
-    assert total(jax.grad(lambda p: total(model.prior(p, y, full)))(params)) == 0
-    assert total(jax.grad(lambda y: total(model.prior(params, y, full)))(y)) == 0
-    assert (jax.grad(lambda y: total(model.likelihood(params, z, y, full)))(y) != 0).all()
-    assert (jax.grad(lambda y: total(model.posterior(params, x, y, full)))(y) != 0).all()
+    assert total(grad(lambda p: total(model.prior(p, y, full)))(params)) == 0
+    assert total(grad(lambda y: total(model.prior(params, y, full)))(y)) == 0
+    assert (grad(lambda y: total(model.likelihood(params, z, y, full)))(y) != 0).all()
+    assert (grad(lambda y: total(model.posterior(params, x, y, full)))(y) != 0).all()
     np.testing.assert_array_equal(model.prior(params, y, full), 0)
 
 
@@ -149,7 +154,7 @@ def test_a_vae_looks_at_no_attribute(small):
     def bound(y):
         return elbo(model, params, jax.random.key(0), x, y, jnp.ones_like(mask)).bound.sum()
 
-    np.testing.assert_array_equal(jax.grad(bound)(y), 0)
+    np.testing.assert_array_equal(grad(bound)(y), 0)
     assert model.attributes is None and model.discriminator is None
 
 
@@ -158,8 +163,8 @@ def test_a_cgan_sees_attributes_in_both_networks_and_stays_within_the_pixels_ran
     params = random_params(model)
     x, y, mask = (each[jnp.arange(GROUP) % len(each)] for each in arrays(small))
     full, seen, z = jnp.ones_like(mask), jnp.ones_like(x, bool), jnp.full((len(x), small.config.latent_size), 3.0)
-    assert (jax.grad(lambda y: model.discriminator(params, x, y, full, seen).sum())(y) != 0).all()
-    assert (jax.grad(lambda y: total(model.likelihood(params, z, y, full).mean))(y) != 0).all()
+    assert (grad(lambda y: model.discriminator(params, x, y, full, seen).sum())(y) != 0).all()
+    assert (grad(lambda y: total(model.likelihood(params, z, y, full).mean))(y) != 0).all()
     face = model.likelihood(params, 100 * z, y, full).mean
     assert 0 <= float(face.min()) and float(face.max()) <= 1
     hidden = seen.at[:, 3, 5].set(False)
