@@ -45,6 +45,21 @@ def test_generated_faces_depend_on_the_seed_and_their_number_alone(model):
     np.testing.assert_allclose(still, np.repeat(still[:1], 3, 0), atol=1e-6)
 
 
+def test_guidance_leads_a_flow_further_and_is_refused_without_one(model):
+    def velocity(params, z, t, y, mask):
+        return jnp.where(mask, y, 0).sum(-1, keepdims=True) + 0 * z
+
+    flowing = FaceModel(model.run._replace(model=model.run.model._replace(velocity=velocity)))
+    plain, none, more = (flowing.generate({"Male": 1, "Smiling": 1}, n=3, **how)
+                         for how in ({}, {"guidance": 0.0}, {"guidance": 1.0}))
+    np.testing.assert_array_equal(plain, none)
+    assert np.abs(more - plain).max() > 0.01
+    with pytest.raises(InputError, match="has a Gaussian prior, which takes no guidance"):
+        model.generate({"Male": 1}, guidance=1.0)
+    with pytest.raises(InputError, match="guidance -1 is out of range"):
+        flowing.generate({"Male": 1}, guidance=-1.0)
+
+
 def test_unnamed_attributes_are_missing_and_not_zero(model):
     y, mask = model.encode({"Smiling": 1})
     assert mask.sum() == 1 and y[mask] == 1

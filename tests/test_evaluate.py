@@ -55,6 +55,20 @@ def test_the_table_has_every_system_with_its_figures(whole_table, runs):
     assert "| cmma" in (runs / "results-folder-test.md").read_text()
 
 
+def test_on_a_cpu_a_flow_is_spared_what_takes_hours_and_a_word_says_so(runs, faces, tmp_path, capsys):
+    flow = tmp_path / "flow"
+    flags = [*TINY, f"--data_dir={faces}", "--preset=best", "--epochs=1", f"--start_from={runs / 'cmma'}"]
+    assert train.main([*flags, f"--run_dir={flow}"]) == 0
+    assert evaluate.main(["--parzen", f"--run={flow}", "--limit=4"]) == 0
+    found = json.loads((flow / "results-folder-test.json").read_text())["cmma (best)"]
+    assert {"bound", "kl", "diversity"} <= set(found) and not {"iwae", "parzen"} & set(found)
+    said = capsys.readouterr().out
+    assert "left out: the importance-weighted bound" in said and "left out: the Parzen estimate" in said
+    assert evaluate.main(["--parzen", f"--run={flow}", "--limit=4", "--samples=5"]) == 0
+    found = json.loads((flow / "results-folder-test.json").read_text())["cmma (best)"]
+    assert "parzen" in found
+
+
 def test_figures_of_two_seeds_are_their_mean_and_deviation(whole_table, runs, capsys):
     alone = []
     for run in ("cmma", "cmma-seed1"):
