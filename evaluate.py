@@ -38,15 +38,17 @@ PARZEN_SAMPLES = {"cpu": 1000}  # a GPU or TPU takes 10,000, the convention; 2 C
 
 
 class Tools(NamedTuple):
-    """What looks at generated faces, where it is there. A face detector needs no place here.
+    """What looks at generated faces, where it is there.
 
     Attributes:
       judge: an attribute classifier.
       embedded: [N, 128] embeddings of the real faces; faces generated for one half are compared with the other.
+      detector: whether a face detector is installed.
     """
 
     judge: judges.Judge | None
     embedded: np.ndarray | None
+    detector: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,8 @@ def write(rows: dict[str, table.Figures], heading: str, name: str, data: Dataset
 
 def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Arguments) -> None:
     """Measures edits by the first seed of each model that looks at faces and attributes, and attributes as told."""
-    first = {run.system: run for run in reversed(runs) if run.config.model in ("cmma", "cvae")}
+    first = {run.system: run for run in reversed(runs) if run.config.model in ("cmma", "cvae")
+             and (arguments.run or affordable(run, "edits (--run=DIR takes them all the same)"))}
     if not first:
         raise InputError("edits need a CMMA or a CVAE; train one: python train.py --model=cmma")
     tools = find_tools(arguments, data, faces)
@@ -238,7 +241,7 @@ def measure_baselines(data: Dataset, faces: Faces, arguments: Arguments, samples
 def find_tools(arguments: Arguments, data: Dataset, faces: Faces) -> Tools:
     """Returns the judges that there are; says how to get those that there are not."""
     if not (arguments.parzen or arguments.editing):
-        return Tools(None, None)
+        return Tools(None, None, False)
     path = judges.judge_path(arguments.judge or pathlib.Path(arguments.runs_dir)
                              / f"judge-{data.spec.dataset.replace('/', '-')}")
     judge = None
@@ -249,11 +252,17 @@ def find_tools(arguments: Arguments, data: Dataset, faces: Faces) -> Tools:
     elif data.spec.kind == "binary":
         print(f"no judge of attributes in {path}; make one: {judges.COMMAND} --dataset={data.spec.dataset} "
               "--data_dir=DIR")
+    embedded = _unless_missing(embeddings.embed_dlib, faces.x / np.float32(255))
+    return Tools(judge, embedded, _unless_missing(detection.detected, faces.x[:1] / np.float32(255)) is not None)
+
+
+def _unless_missing(function, x: np.ndarray) -> np.ndarray | None:
+    """Returns function(x), or None and a word why where what it needs is not installed."""
     try:
-        return Tools(judge, embeddings.embed_dlib(faces.x / np.float32(255)))
+        return function(x)
     except InputError as error:
         print(f"left out: {error}")
-        return Tools(judge, None)
+        return None
 
 
 def look(x: np.ndarray, faces: Faces, tools: Tools, real: bool = False) -> table.Figures:
@@ -271,11 +280,9 @@ def look(x: np.ndarray, faces: Faces, tools: Tools, real: bool = False) -> table
             embedded = embeddings.embed_dlib(x[::2])
             found |= {"fd_dlib": (embeddings.frechet_distance(embedded, tools.embedded[1::2]), None),
                       "identities": (embeddings.identity_diversity(embedded, tools.embedded[::2]), None)}
-    try:
+    if tools.detector:
         accepted = detection.detected(x)
         found["detected"] = (float(accepted.mean()), float(accepted.std() / len(x) ** 0.5))
-    except InputError as error:
-        print(f"left out: {error}")
     return found
 
 

@@ -90,6 +90,8 @@ def train(config: Config) -> None:
     if data.train.size < config.batch_size:
         raise InputError(f"{data.train.size} training faces are fewer than --batch_size={config.batch_size}; "
                          f"give --batch_size={max(1, data.train.size // 2)}")
+    # A start that does not fit is refused before anything is written.
+    start = start_params(config, data) if config.prior == "flow" and not run.exists() else None
     make_folder(run, "the run's folder", "run_dir")
     model = make_model(config, data.spec)
     steps_per_epoch = data.train.size // config.batch_size
@@ -106,7 +108,7 @@ def train(config: Config) -> None:
             say(f"going on after epoch {int(state.step) // steps_per_epoch} of {config.epochs}")
         else:
             if config.prior == "flow":
-                state = state._replace(params=state.params | start_params(config, data))
+                state = state._replace(params=state.params | (start or start_params(config, data)))
             elif config.linear_path:
                 say("starting from conditional probabilistic PCA ...")
                 faces = mirrored(data.train) if config.mirror else data.train
@@ -263,8 +265,9 @@ def train_seeds(config: Config) -> None:
     """Trains one run, or one for each of --seeds."""
     seeds = [int(seed) for seed in config.seeds.split(",")] if config.seeds else [config.seed]
     for i, seed in enumerate(seeds):
-        folder = config.run_path() + (f"-seed{seed}" if i else "")
-        train(dataclasses.replace(config, seed=seed, run_dir=folder))
+        suffix = f"-seed{seed}" if i else ""
+        start = config.start_path() + suffix if config.prior == "flow" else ""
+        train(dataclasses.replace(config, seed=seed, run_dir=config.run_path() + suffix, start_from=start))
 
 
 def main(argv: list[str]) -> int:

@@ -53,7 +53,7 @@ class Config:
     """Of z: a Gaussian, or a flow from it to where the latents of faces lie. A flow is trained on a finished run with a
     Gaussian prior, whose networks stay as they are."""
     start_from: str = ""
-    """--prior=flow: the folder of that run; empty: runs/<model>-<dataset>."""
+    """--prior=flow: the folder of that run; empty: runs/<model>-<dataset>. A second seed's is that with -seed<S>."""
     latent_size: int = 500
     """J, the dimensions of z."""
     width: int = 32

@@ -65,6 +65,11 @@ def split_each(key: jax.Array, n: int) -> tuple[jax.Array, ...]:
     return tuple(jax.random.split(key, n) if key.ndim == 0 else jax.vmap(jax.random.split, (0, None), 1)(key, n))
 
 
+def fold_each(key: jax.Array, i: jax.Array | int) -> jax.Array:
+    """Folds one number into one key, or into each of [B] keys."""
+    return jax.random.fold_in(key, i) if key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(key, i)
+
+
 def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draws N(0, I) of a shape [B, ...], from one key or from [B] keys."""
     return _draw(jax.random.normal, key, shape)

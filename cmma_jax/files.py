@@ -1,6 +1,7 @@
 """Files written whole or not at all, and folders that can be written to."""
 
 import pathlib
+import tempfile
 
 from cmma_jax.errors import InputError
 
@@ -19,7 +20,7 @@ def make_folder(folder: pathlib.Path, what: str, flag: str) -> None:
     """Makes a folder and sees that it can be written to; raises InputError, which names it and the flag, if not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        with tempfile.TemporaryFile(dir=folder):  # of a name of its own: several processes look at once
+            pass
     except OSError as error:
         raise InputError(f"cannot write to {what} {folder} ({error.strerror}); give another --{flag}") from error

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmma_jax.distributions import kl, split_each, standard_normal, standard_uniform, sum_event
+from cmma_jax.distributions import fold_each, kl, split_each, standard_normal, standard_uniform, sum_event
 from cmma_jax.flow import log_ratio, matching
 from cmma_jax.models import Model, Params
 from cmma_jax.networks import GROUP
@@ -64,8 +64,7 @@ def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Arra
             return jnp.zeros(len(x))
         return jnp.where(scored, model.attributes(params, z).log_prob(y), 0).sum(-1)
 
-    kl_latents = kl(q, p) - log_ratio(model, params, z, y, mask, jax.vmap(jax.random.fold_in, (0, None))(prior_key, 1)
-                                      if prior_key.ndim else jax.random.fold_in(prior_key, 1))
+    kl_latents = kl(q, p) - log_ratio(model, params, z, y, mask, fold_each(prior_key, 1))
     return Terms(reconstruction, kl_latents, attribute_term(jax.lax.stop_gradient(z), known),
                  attribute_term(p.sample(prior_key), mask))
 
@@ -104,8 +103,7 @@ def importance_weighted_bound(model: Model, params: Params, key: jax.Array, x: j
     q, p = model.posterior(params, x, y, mask), model.prior(params, y, mask)
 
     def add(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
-        each = jax.random.fold_in(key, k) if key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(key, k)
-        z = q.sample(each)
+        z = q.sample(fold_each(key, k))
         log_weight = (sum_event(model.likelihood(params, z, y, mask).log_prob(x))
                       + sum_event(p.log_prob(z) + log_ratio(model, params, z, y, mask)) - sum_event(q.log_prob(z)))
         return jnp.logaddexp(total, log_weight), None

@@ -110,7 +110,7 @@ def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
 
 def _but_seed(config: Config) -> dict:
     fields = json.loads(config.to_json())
-    for name in ("seed", "seeds", "run_dir", "data_dir", "devices", "resume"):
+    for name in ("seed", "seeds", "run_dir", "start_from", "data_dir", "devices", "resume"):
         del fields[name]
     return fields
 

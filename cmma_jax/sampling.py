@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmma_jax.distributions import fold_each
 from cmma_jax.flow import Wanted, draw, to_gaussian, to_latent
 from cmma_jax.models import Model, Params
 
@@ -95,17 +96,15 @@ def infer_attributes(model: Model, params: Params, key: jax.Array, x: jax.Array,
       steps: of a chain in which each sample goes on: y ~ q(y|z), the known ones kept, then z ~ q(z|x, y)
         (Bengio et al. 2014, the paper's [4]).
     """
-    def fold(key: jax.Array, i: jax.Array | int) -> jax.Array:
-        return jax.random.fold_in(key, i) if key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(key, i)
-
     q = model.posterior(params, x, y, mask)
 
     def sample(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        z = q.sample(fold(fold(key, i), 0))
+        mine = fold_each(key, i)
+        z = q.sample(fold_each(mine, 0))
         for step in range(steps):
-            drawn = model.attributes(params, z).sample(fold(fold(key, i), 2 * step + 1))
+            drawn = model.attributes(params, z).sample(fold_each(mine, 2 * step + 1))
             drawn = jnp.where(mask, y, drawn)
-            z = model.posterior(params, x, drawn, jnp.ones_like(mask)).sample(fold(fold(key, i), 2 * step + 2))
+            z = model.posterior(params, x, drawn, jnp.ones_like(mask)).sample(fold_each(mine, 2 * step + 2))
         told = model.attributes(params, z)
         return told.mean, jnp.exp(told.logvar) if hasattr(told, "logvar") else jnp.zeros_like(told.mean)
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from cmma_jax.distributions import Bernoulli, Gaussian, kl, split_each, standard_normal, sum_event
+from cmma_jax.distributions import Bernoulli, Gaussian, fold_each, kl, split_each, standard_normal, sum_event
 
 RNG = np.random.default_rng(0)
 SHAPE = (5, 7)
@@ -123,3 +123,10 @@ def test_extreme_logits_give_finite_values_and_gradients():
 def test_sum_event_keeps_examples_apart():
     a = RNG.normal(size=(3, 4, 5, 2)).astype(np.float32)
     np.testing.assert_allclose(sum_event(jnp.asarray(a)), a.sum((1, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_number_is_folded_into_each_key():
+    keys = jax.random.split(jax.random.key(3), 6)
+    folded = jax.random.key_data(fold_each(keys, 7))
+    np.testing.assert_array_equal(folded[2], jax.random.key_data(fold_each(keys[2], 7)))
+    assert len(np.unique(jnp.concatenate([folded, jax.random.key_data(fold_each(keys, 8))]), axis=0)) == 12

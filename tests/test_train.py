@@ -154,6 +154,7 @@ def test_a_flow_without_a_fitting_start_is_refused(more, said, undisturbed, undi
     assert train.main(arguments(faces, tmp_path / "run", "--preset=best", *more)) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and said in error[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_killed_and_started_again_a_run_ends_the_same_bit_for_bit(undisturbed, faces, tmp_path):

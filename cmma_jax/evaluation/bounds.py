@@ -12,6 +12,7 @@ from cmma_jax.data.dataset import Faces, pixels
 from cmma_jax.errors import InputError
 from cmma_jax.models import Model, Params
 from cmma_jax.objectives import elbo, importance_weighted_bound, make_flow_loss, summary
+from cmma_jax.sampling import row_keys
 
 ACTIVE_NATS = 0.01  # a latent is active where its posterior says more than this beyond its prior, on average
 
@@ -59,7 +60,7 @@ def flow_matching(model: Model, params: Params, faces: Faces, seed: int = 0, bat
 
 @functools.partial(jax.jit, static_argnums=0)
 def _batch_matching(model, params, batch, rows, seed):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+    keys = row_keys(seed, rows)
     return make_flow_loss(model, 0.0)(params, keys, pixels(batch.x), batch.y, batch.mask)[0]
 
 
@@ -94,13 +95,13 @@ def _stderr(values: np.ndarray) -> float:
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _batch_weighted(model, params, batch, rows, seed, samples):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+    keys = row_keys(seed, rows)
     return importance_weighted_bound(model, params, keys, pixels(batch.x), batch.y, batch.mask, samples)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _batch_terms(model, as_pixels, params, batch, rows, seed):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+    keys = row_keys(seed, rows)
     pixel_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     terms = elbo(model, params, noise_keys, as_pixels(pixel_keys, batch.x), batch.y, batch.mask)
     return summary(terms), terms.kl_latents
