@@ -32,5 +32,10 @@ def main(argv: list[str]) -> int:
     return command_line.run(program, act, "nothing was written")
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """Runs the command line and ends the process; the console command `cmma`."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    program()
