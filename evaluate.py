@@ -18,6 +18,7 @@ from cmma_jax.evaluation import baselines, detection, editing, embeddings, judge
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, importance_weighted, variational_bound
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import Sampler, model_sampler, parzen
+from cmma_jax.files import make_folder
 from cmma_jax.models import count_parameters
 from cmma_jax.runs import Run, check_data, find_runs, load_data, load_run
 
@@ -60,7 +61,8 @@ class Arguments:
     editing: bool = False
     """Instead: do edits of faces show, do they keep the rest, and are attributes told rightly. Needs the judge."""
     run: str = ""
-    """One run's folder; empty: the newest finished run of each model, with its other seeds."""
+    """One run's folder, a compact file, or the name of a model that comes with the package; empty: the newest finished
+    run of each model, with its other seeds."""
     runs_dir: str = "runs"
     """Where runs are looked for, and where the table is written."""
     model: str = ""
@@ -134,8 +136,11 @@ def evaluate(arguments: Arguments) -> None:
 def write(rows: dict[str, table.Figures], heading: str, name: str, data: Dataset, arguments: Arguments) -> None:
     """Prints a table and writes it."""
     print("\n" + table.to_markdown(rows))
-    stem = pathlib.Path(arguments.run or arguments.runs_dir) / (
-        f"{name}-{data.spec.dataset.replace('/', '-')}-{arguments.split}")
+    folder = pathlib.Path(arguments.run)
+    if not (arguments.run and folder.is_dir()):  # several runs, or a model without a folder
+        folder = pathlib.Path(arguments.runs_dir)
+        make_folder(folder, "the table's folder", "runs_dir")
+    stem = folder / f"{name}-{data.spec.dataset.replace('/', '-')}-{arguments.split}"
     print("written to " + ", ".join(str(path) for path in table.write(rows, stem, heading)))
 
 
@@ -214,7 +219,7 @@ def measure_parzen(sampler: Sampler, data: Dataset, few: Faces, arguments: Argum
                    run: Run | None = None, name: str = "") -> table.Figures:
     """Returns a Parzen figure; a run's is kept beside it, face by face, so that a second call goes on."""
     save = None
-    if run:
+    if run and run.path.is_dir():
         save = run.path / "evaluation" / (f"parzen-{arguments.split}-step{run.step}-N{samples}-faces{few.size}"
                                           f"-seed{arguments.seed}")
         save.parent.mkdir(exist_ok=True)

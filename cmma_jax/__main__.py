@@ -9,7 +9,7 @@ COMMANDS = {
     "generate": (commands.Generate, commands.generate), "edit": (commands.Edit, commands.edit),
     "infer": (commands.Infer, commands.infer), "morph": (commands.Morph, commands.morph),
     "sweep": (commands.Sweep, commands.sweep), "export": (commands.Export, commands.export),
-    "figures": (paper_figures.Figures, paper_figures.draw),
+    "compact": (commands.Compact, commands.compact), "figures": (paper_figures.Figures, paper_figures.draw),
 }
 
 

@@ -12,11 +12,13 @@ import numpy as np
 
 from cmma_jax import sampling
 from cmma_jax.attributes import Attributes, Settings
+from cmma_jax.compact import shipped
 from cmma_jax.errors import InputError
 from cmma_jax.files import write_whole
 from cmma_jax.runs import Run, find_runs, load_run
 
 INFERENCE_SAMPLES = 20
+SHIPPED = "lfw"  # the model that stands in where nothing has been trained
 
 
 def load(path: pathlib.Path | str = "", *, runs_dir: pathlib.Path | str = "runs", model: str = "cmma",
@@ -24,7 +26,8 @@ def load(path: pathlib.Path | str = "", *, runs_dir: pathlib.Path | str = "runs"
     """Returns the model of a run's best checkpoint.
 
     Args:
-      path: the run's folder; empty: the newest finished run of `model` in `runs_dir`.
+      path: the run's folder, a compact file, or the name of a model that comes with the package, such as "lfw".
+        Empty: the newest finished run of `model` in `runs_dir`; where there is no CMMA, "lfw".
       runs_dir, model: where it is looked for, and of which kind; an empty `model`: of any.
       unfinished: whether a run whose training has not come to its end will do.
 
@@ -32,8 +35,13 @@ def load(path: pathlib.Path | str = "", *, runs_dir: pathlib.Path | str = "runs"
       InputError: there is none, or it is damaged.
     """
     if not path:
-        path = max(find_runs(runs_dir, model, unfinished=unfinished),
-                   key=lambda run: (run / "metrics.jsonl").stat().st_mtime)
+        try:
+            path = max(find_runs(runs_dir, model, unfinished=unfinished),
+                       key=lambda run: (run / "metrics.jsonl").stat().st_mtime)
+        except InputError:
+            if model != "cmma" or SHIPPED not in shipped():
+                raise
+            path = SHIPPED
     return FaceModel(load_run(path, unfinished))
 
 

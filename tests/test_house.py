@@ -14,8 +14,8 @@ FLOORS = [
      "data.synthetic", "data.lfw", "data.folder", "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
     {"networks"},
     {"models"},
-    {"attributes", "flow", "photos", "ppca", "runs"},
-    {"objectives", "sampling"},
+    {"attributes", "compact", "flow", "photos", "ppca"},
+    {"objectives", "runs", "sampling"},
     {"figures", "evaluation.classification"},
     {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
      "evaluation.judges", "evaluation.embeddings", "evaluation.detection", "evaluation.table", "plots", "api"},
@@ -54,10 +54,11 @@ def test_a_file_imports_from_its_own_floor_on_the_ground_and_from_lower_floors_a
                 assert floor_of(other) < floor_of(name), f"{name} imports {other}"
 
 
-def test_one_file_names_orbax_and_one_names_devices():
+def test_one_file_names_orbax_one_safetensors_and_one_names_devices():
     for name, tree in modules():
         source = ast.unparse(tree)
         assert ("orbax" in source) == (name == "checkpoint"), name
+        assert ("import safetensors" in source) == (name == "compact"), name
         assert ("pmap(" in source or "jax.sharding" in source) == (name == "parallel"), name
 
 
