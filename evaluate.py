@@ -114,7 +114,7 @@ def evaluate(arguments: Arguments) -> None:
     print(f"{data.spec.dataset}, {arguments.split}, {faces.size:,} faces; K = {arguments.iwae}"
           + (f"; Parzen: N = {samples:,}, {min(arguments.limit, faces.size)} faces, sigma chosen on "
              f"{min(SIGMA_FACES, data.validation.size)} validation faces" if arguments.parzen else ""), flush=True)
-    results = {}
+    results: dict[str, list[table.Figures]] = {}
     for path in paths:
         run = first if path == paths[0] else load_run(path, arguments.unfinished)
         check_data(run, data)
@@ -153,7 +153,11 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
     tools = find_tools(arguments, data, faces)
     if tools.judge is None:
         raise InputError(f"edits are measured by a judge; make one: {judges.COMMAND} --dataset={data.spec.dataset}")
-    few, rows, told, pairs, identity = spread(faces, arguments.limit), {}, {}, {}, ()
+    few = spread(faces, arguments.limit)
+    identity: tuple[editing.Embed, np.ndarray, float] | tuple[()] = ()
+    rows: dict[str, table.Figures] = {}
+    told: dict[str, table.Figures] = {}
+    pairs: dict[str, table.Figures] = {}
     if tools.embedded is not None:
         threshold = float("nan")
         if arguments.split == "test" and data.test_people:
@@ -183,7 +187,7 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
 def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples: int,
             tools: Tools) -> table.Figures:
     """Returns a run's figures: {name: (value, error)}."""
-    found = {"parameters": (count_parameters(run.params), None)}
+    found: table.Figures = {"parameters": (count_parameters(run.params), None)}
     if run.model.posterior:
         exact = variational_bound(run.model, run.params, faces, arguments.seed)
         smooth = variational_bound(run.model, run.params, faces, arguments.seed, as_pixels=dequantised_pixels)
@@ -224,7 +228,7 @@ def measure_parzen(sampler: Sampler, data: Dataset, few: Faces, arguments: Argum
                                           f"-seed{arguments.seed}")
         save.parent.mkdir(exist_ok=True)
     found = parzen(sampler, spread(data.validation, SIGMA_FACES), few, samples, arguments.seed, arguments.batch_size,
-                   save, name or run.system)
+                   save, run.system if run else name)
     return {"parzen": (found["parzen"], found["parzen_stderr"]), "parzen_sigma": (found["parzen_sigma"], None),
             "parzen_samples": (samples, None), "parzen_faces": (few.size, None)}
 
@@ -272,7 +276,7 @@ def _unless_missing(function, x: np.ndarray) -> np.ndarray | None:
 
 def look(x: np.ndarray, faces: Faces, tools: Tools, real: bool = False) -> table.Figures:
     """Returns what the judges say of faces x made for the attributes of a set, or of that set itself."""
-    found = {}
+    found: table.Figures = {}
     if tools.judge:
         said = judges.scores(tools.judge, x, faces.y, faces.mask)
         found |= {name: (said[name], said[f"{name}_stderr"]) for name in ("balanced_accuracy", "cosine")}

@@ -8,6 +8,7 @@ read is numbers and names. The same model gives the same bytes.
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -25,8 +26,8 @@ SHIPPED = pathlib.Path(__file__).parent / "pretrained"
 SUFFIX = ".safetensors"
 VERSION = 1
 # Paths and hosts of the machine that trained a model: nobody else's concern, and not in the file.
-PLACES = {field.name: field.default for field in dataclasses.fields(Config)
-          if field.name in ("data_dir", "run_dir", "start_from", "coordinator")}
+PLACES: dict[str, Any] = {name: getattr(Config(), name)
+                          for name in ("data_dir", "run_dir", "start_from", "coordinator")}
 MEAN_FACE, PARAMS = "spec/mean_face", "params/"
 
 

@@ -68,6 +68,7 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
             raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.epochs}; the command that began "
                              "it goes on with it, or give --unfinished to take it as it is")
         step = checkpoints.best_step()
+        assert step is not None  # there is a checkpoint, and so a best one
         config, spec, _ = checkpoints.facts(step)
         model = make_model(config, spec)
         params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step)
@@ -109,7 +110,7 @@ def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
     found = [entry for entry in found if not model or entry[2].model == model]
     if found and not dataset:
         dataset = found[0][2].dataset
-    newest = {}
+    newest: dict[tuple[str, str], tuple[dict, dict[int, pathlib.Path]]] = {}
     for _, path, config in found:
         if config.dataset != dataset:
             continue

@@ -4,6 +4,8 @@ import ast
 import importlib
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -60,6 +62,12 @@ def test_one_file_names_orbax_one_safetensors_and_one_names_devices():
         assert ("orbax" in source) == (name == "checkpoint"), name
         assert ("import safetensors" in source) == (name == "compact"), name
         assert ("pmap(" in source or "jax.sharding" in source) == (name == "parallel"), name
+
+
+@pytest.mark.parametrize("tool", [["ruff", "check"], ["mypy"]], ids=["ruff", "mypy"])
+def test_ruff_and_mypy_have_nothing_to_say(tool):
+    ended = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def equations():
