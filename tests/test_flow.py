@@ -70,7 +70,8 @@ def test_a_fresh_flow_leaves_the_gaussian_prior_as_it_is(small, convolving):
     np.testing.assert_array_equal(flow.to_latent(f.model, params, z, Wanted(f.y, f.mask)), z)
     np.testing.assert_array_equal(flow.log_ratio(f.model, params, z, f.y, f.mask), 0)
     made = sampling.generate(f.model, params, jax.random.key(5), f.y, f.mask)
-    np.testing.assert_array_equal(made, sampling.generate(small.model, small.params, jax.random.key(5), f.y, f.mask))
+    plain = sampling.generate(small.model, small.params, jax.random.key(5), f.y, f.mask)
+    np.testing.assert_allclose(made, plain, atol=1e-6)  # another program, which rounds by itself
 
 
 def test_a_model_without_a_flow_passes_through(small, flowing):
