@@ -96,7 +96,7 @@ def train(config: Config) -> None:
     model = make_model(config, data.spec)
     steps_per_epoch = data.train.size // config.batch_size
     optimizer, rate = make_optimizer(config, steps_per_epoch)
-    state = fresh_state(model, optimizer, config.seed)
+    state = fresh_state(model, optimizer, config.seed, config.average)
     say(f"{config.model} on {data.spec.dataset}: {data.train.size:,} training faces, {len(data.spec.attributes)} "
         f"{data.spec.kind} attributes, {count_parameters(state.params):,} parameters, {placement.count} x "
         f"{jax.devices()[0].device_kind}; run in {run}")
@@ -108,18 +108,18 @@ def train(config: Config) -> None:
             say(f"going on after epoch {int(state.step) // steps_per_epoch} of {config.epochs}")
         else:
             if config.prior == "flow":
-                state = state._replace(params=state.params | (start or start_params(config, data)))
+                state = begin_at(state, state.params | (start or start_params(config, data)))
             elif config.linear_path:
                 say("starting from conditional probabilistic PCA ...")
                 faces = mirrored(data.train) if config.mirror else data.train
                 if config.model == "vae":
                     faces = faces._replace(mask=np.zeros_like(faces.mask))
                 ppca = fit_conditional_ppca(faces, data.spec, config.latent_size)
-                state = state._replace(params=start_from_ppca(state.params, ppca))
+                state = begin_at(state, start_from_ppca(state.params, ppca))
             if jax.process_index() == 0:
                 (run / "config.json").write_text(config.to_json())
         loss = objective(model, config, data.spec)
-        step = make_step(loss, optimizer, config.seed, config.batch_size, config.mirror, placement)
+        step = make_step(loss, optimizer, config.seed, config.batch_size, config.mirror, placement, config.average)
         train_epochs(config, data, run, model, make_run(step, placement), rate, state, placement, checkpoints)
         report(config, data, run, model, state, checkpoints, say)
 
@@ -205,7 +205,7 @@ def start_params(config: Config, data: Dataset) -> dict:
       InputError: there is none, it is not finished, or its model or data are others.
     """
     start = load_run(config.start_path())
-    for name in ("model", "attributes", "latent_size", "width", "prior_hidden", "linear_path"):
+    for name in ("model", "attributes", "latent_size", "width", "prior_hidden", "linear_path", "blocks", "variance"):
         if (theirs := getattr(start.config, name)) != getattr(config, name):
             raise InputError(f"--start_from={start.path} has --{name}={theirs}, not {getattr(config, name)}; give "
                              f"--{name}={theirs}, or another --start_from")
@@ -215,15 +215,20 @@ def start_params(config: Config, data: Dataset) -> dict:
     return start.params
 
 
-def fresh_state(model: Model, optimizer, seed: int) -> TrainState:
+def fresh_state(model: Model, optimizer, seed: int, average: float = 0.0) -> TrainState:
     """Returns the state before the first step, a pure function of the seed."""
 
     @jax.jit
     def make(key: jax.Array) -> TrainState:
         params = model.init(key)
-        return TrainState(jax.numpy.int32(0), params, optimizer.init(params))
+        return TrainState(jax.numpy.int32(0), params, optimizer.init(params), params if average else ())
 
     return make(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def begin_at(state: TrainState, params: dict) -> TrainState:
+    """Returns a fresh state at other parameters; a moving average, if there is one, begins there too."""
+    return state._replace(params=params, moving=jax.tree.map(np.array, params) if state.moving else ())
 
 
 def check_same(config: Config, spec: Spec, checkpoints: Checkpoints) -> None:

@@ -22,13 +22,15 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32, steps taken.
-      params: the model's parameters.
+      params: the model's parameters, those to be evaluated.
       opt_state: the optimiser's.
+      moving: the parameters that the steps move, where `params` are their average; else empty.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    moving: Any = ()
 
 
 def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -41,7 +43,7 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.Gradient
 
     Args:
       config: optimizer, learning_rate, schedule, warmup_steps, clip_norm, momentum, final_momentum, linear_rate,
-        discriminator_rate, epochs, prior.
+        weight_decay, discriminator_rate, epochs, prior.
       steps_per_epoch: gives the schedules' lengths in steps.
     """
     steps = steps_per_epoch * config.epochs
@@ -52,7 +54,7 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.Gradient
     warmup = optax.linear_schedule(highest / max(warmup_steps, 1), highest, max(warmup_steps, 1))
     rate = optax.join_schedules([warmup, after], [warmup_steps])
     momentum = optax.linear_schedule(config.momentum, config.final_momentum, MOMENTUM_EPOCHS * steps_per_epoch)
-    rule = {"adam": lambda: optax.adam(rate, b2=0.999),
+    rule = {"adam": lambda: optax.adamw(rate, weight_decay=config.weight_decay, mask=_decayed),
             "adagrad": lambda: optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-10),
             "sgd": lambda: optax.inject_hyperparams(optax.sgd)(rate, momentum)}[config.optimizer]()
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
@@ -61,6 +63,11 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.Gradient
     if config.prior == "flow":  # all else has zero gradients, and stays
         whole = optax.masked(whole, _named("flow"))
     return whole, rate
+
+
+def _decayed(params: Any) -> Any:
+    linear = _named("linear")(params)
+    return jax.tree.map(lambda leaf, linear: leaf.ndim > 1 and not linear, params, linear)
 
 
 def _named(prefix: str) -> Callable[[Any], Any]:
@@ -72,7 +79,7 @@ def _named(prefix: str) -> Callable[[Any], Any]:
 
 
 def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int, batch_size: int, mirror: bool,
-              placement: Placement) -> Callable[[TrainState, Faces], tuple[TrainState, dict]]:
+              placement: Placement, average: float = 0.0) -> Callable[[TrainState, Faces], tuple[TrainState, dict]]:
     """Returns step(state, faces) -> (state, means over the batch), a pure function.
 
     The batch's rows come from (seed, step), and each example's noise from (seed, step, its number in the
@@ -85,10 +92,12 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
       batch_size: faces a step, over all devices.
       mirror: whether each face is mirrored half of the times.
       placement: where it runs.
+      average: decay of the parameters' moving average, begun with a shorter memory; 0: there is none.
     """
     noise = jax.random.fold_in(jax.random.key(seed), 1)
 
     def step(state: TrainState, faces: Faces) -> tuple[TrainState, dict]:
+        moving = state.moving if average else state.params
         rows = batch_rows(seed, state.step, faces.size, batch_size)
         rows, numbers = placement.share((rows, jnp.arange(batch_size)))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(noise, state.step), numbers)
@@ -101,11 +110,16 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
             losses, terms = loss(params, keys, x, y, mask)
             return losses.mean(), terms
 
-        (value, terms), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        (value, terms), gradients = jax.value_and_grad(mean_loss, has_aux=True)(moving)
         means = {"loss": value} | jax.tree.map(jnp.mean, terms)
         gradients, means = placement.mean((gradients, means))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), means
+        updates, opt_state = optimizer.update(gradients, state.opt_state, moving)
+        moving = optax.apply_updates(moving, updates)
+        if not average:
+            return TrainState(state.step + 1, moving, opt_state), means
+        keep = jnp.minimum(average, (1 + state.step) / (10 + state.step))
+        params = jax.tree.map(lambda old, new: new + keep * (old - new), state.params, moving)
+        return TrainState(state.step + 1, params, opt_state, moving), means
 
     return step
 

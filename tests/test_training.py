@@ -129,6 +129,37 @@ def test_linear_matrices_move_by_their_own_rate():
     np.testing.assert_allclose(updates["h"]["linear"]["kernel"], 0.02 * updates["h"]["mean"]["kernel"], rtol=1e-6)
 
 
+def test_weight_decay_shrinks_weights_alone():
+    """Where gradients are 0, Adam's step is the decay's: neither biases nor linear paths shrink."""
+    optimizer, _ = make_optimizer(settings(optimizer="adam", learning_rate=0.1, weight_decay=0.2), 10)
+    params = {"conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "linear": {"kernel": jnp.ones((2, 2))}}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["conv"]["kernel"], -0.1 * 0.2, rtol=1e-6)
+    np.testing.assert_array_equal(updates["conv"]["bias"], 0)
+    np.testing.assert_array_equal(updates["linear"]["kernel"], 0)
+
+
+def test_the_average_is_of_the_parameters_that_the_steps_move(small):
+    """Against the steps without it, which are the same, and the sum of the weights written out."""
+    optimizer, _ = make_optimizer(settings(learning_rate=0.05), 24)
+    placement, loss = parallel.place(1, "pmap", 16), make_loss(small.model, 0.3, 1.0)
+    states = {}
+    for average in (0.0, 0.6):
+        state = start(small, optimizer)
+        if average:
+            state = state._replace(moving=jax.tree.map(jnp.array, small.params))
+        run = make_run(make_step(loss, optimizer, 5, 16, True, placement, average), placement)
+        states[average] = [jax.tree.map(np.asarray, placement.get(now)) for now, _ in
+                           fit(run, state, small.data.train, placement, STEPS_PER_EPOCH, 2, 1)]
+    expected = small.params
+    for i, (plain, averaged) in enumerate(zip(states[0.0], states[0.6], strict=True)):
+        assert_close(averaged.moving, plain.params, 1e-6)
+        keep = min(0.6, (1 + i) / (10 + i))
+        expected = jax.tree.map(lambda old, new, keep=keep: keep * old + (1 - keep) * new, expected, plain.params)
+        assert_close(averaged.params, expected, 1e-5)
+    assert i == 11 and keep == 12 / 21 and states[0.0][0].moving == ()
+
+
 def test_gradients_are_clipped_before_the_optimiser_sees_them():
     optimizer, _ = make_optimizer(settings(learning_rate=1.0, clip_norm=1.0), 10)
     params = jnp.zeros(2)
