@@ -18,6 +18,7 @@ from cmma_jax.evaluation import baselines, detection, editing, embeddings, judge
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, importance_weighted, variational_bound
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import Sampler, model_sampler, parzen
+from cmma_jax.files import make_folder
 from cmma_jax.models import count_parameters
 from cmma_jax.runs import Run, check_data, find_runs, load_data, load_run
 
@@ -60,7 +61,8 @@ class Arguments:
     editing: bool = False
     """Instead: do edits of faces show, do they keep the rest, and are attributes told rightly. Needs the judge."""
     run: str = ""
-    """One run's folder; empty: the newest finished run of each model, with its other seeds."""
+    """One run's folder, a compact file, or the name of a model that comes with the package; empty: the newest finished
+    run of each model, with its other seeds."""
     runs_dir: str = "runs"
     """Where runs are looked for, and where the table is written."""
     model: str = ""
@@ -112,7 +114,7 @@ def evaluate(arguments: Arguments) -> None:
     print(f"{data.spec.dataset}, {arguments.split}, {faces.size:,} faces; K = {arguments.iwae}"
           + (f"; Parzen: N = {samples:,}, {min(arguments.limit, faces.size)} faces, sigma chosen on "
              f"{min(SIGMA_FACES, data.validation.size)} validation faces" if arguments.parzen else ""), flush=True)
-    results = {}
+    results: dict[str, list[table.Figures]] = {}
     for path in paths:
         run = first if path == paths[0] else load_run(path, arguments.unfinished)
         check_data(run, data)
@@ -134,8 +136,11 @@ def evaluate(arguments: Arguments) -> None:
 def write(rows: dict[str, table.Figures], heading: str, name: str, data: Dataset, arguments: Arguments) -> None:
     """Prints a table and writes it."""
     print("\n" + table.to_markdown(rows))
-    stem = pathlib.Path(arguments.run or arguments.runs_dir) / (
-        f"{name}-{data.spec.dataset.replace('/', '-')}-{arguments.split}")
+    folder = pathlib.Path(arguments.run)
+    if not (arguments.run and folder.is_dir()):  # several runs, or a model without a folder
+        folder = pathlib.Path(arguments.runs_dir)
+        make_folder(folder, "the table's folder", "runs_dir")
+    stem = folder / f"{name}-{data.spec.dataset.replace('/', '-')}-{arguments.split}"
     print("written to " + ", ".join(str(path) for path in table.write(rows, stem, heading)))
 
 
@@ -148,7 +153,11 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
     tools = find_tools(arguments, data, faces)
     if tools.judge is None:
         raise InputError(f"edits are measured by a judge; make one: {judges.COMMAND} --dataset={data.spec.dataset}")
-    few, rows, told, pairs, identity = spread(faces, arguments.limit), {}, {}, {}, ()
+    few = spread(faces, arguments.limit)
+    identity: tuple[editing.Embed, np.ndarray, float] | tuple[()] = ()
+    rows: dict[str, table.Figures] = {}
+    told: dict[str, table.Figures] = {}
+    pairs: dict[str, table.Figures] = {}
     if tools.embedded is not None:
         threshold = float("nan")
         if arguments.split == "test" and data.test_people:
@@ -178,7 +187,7 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
 def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples: int,
             tools: Tools) -> table.Figures:
     """Returns a run's figures: {name: (value, error)}."""
-    found = {"parameters": (count_parameters(run.params), None)}
+    found: table.Figures = {"parameters": (count_parameters(run.params), None)}
     if run.model.posterior:
         exact = variational_bound(run.model, run.params, faces, arguments.seed)
         smooth = variational_bound(run.model, run.params, faces, arguments.seed, as_pixels=dequantised_pixels)
@@ -214,12 +223,12 @@ def measure_parzen(sampler: Sampler, data: Dataset, few: Faces, arguments: Argum
                    run: Run | None = None, name: str = "") -> table.Figures:
     """Returns a Parzen figure; a run's is kept beside it, face by face, so that a second call goes on."""
     save = None
-    if run:
+    if run and run.path.is_dir():
         save = run.path / "evaluation" / (f"parzen-{arguments.split}-step{run.step}-N{samples}-faces{few.size}"
                                           f"-seed{arguments.seed}")
         save.parent.mkdir(exist_ok=True)
     found = parzen(sampler, spread(data.validation, SIGMA_FACES), few, samples, arguments.seed, arguments.batch_size,
-                   save, name or run.system)
+                   save, run.system if run else name)
     return {"parzen": (found["parzen"], found["parzen_stderr"]), "parzen_sigma": (found["parzen_sigma"], None),
             "parzen_samples": (samples, None), "parzen_faces": (few.size, None)}
 
@@ -267,7 +276,7 @@ def _unless_missing(function, x: np.ndarray) -> np.ndarray | None:
 
 def look(x: np.ndarray, faces: Faces, tools: Tools, real: bool = False) -> table.Figures:
     """Returns what the judges say of faces x made for the attributes of a set, or of that set itself."""
-    found = {}
+    found: table.Figures = {}
     if tools.judge:
         said = judges.scores(tools.judge, x, faces.y, faces.mask)
         found |= {name: (said[name], said[f"{name}_stderr"]) for name in ("balanced_accuracy", "cosine")}

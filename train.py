@@ -7,6 +7,7 @@ import json
 import pathlib
 import sys
 import time
+from typing import cast
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from cmma_jax import command_line, figures, parallel
 from cmma_jax.checkpoint import RANKED_BY, Checkpoints, open_checkpoints
-from cmma_jax.config import MAY_CHANGE, PRESETS, Config, did_you_mean
+from cmma_jax.config import MAY_CHANGE, PRESETS, Config, ModelName, did_you_mean
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset, Faces, Spec, mirrored, spread
 from cmma_jax.errors import InputError
@@ -58,7 +59,7 @@ def parse(argv: list[str]) -> Config:
         raise InputError(f"unknown preset {preset!r}{did_you_mean(preset, list(PRESETS))}")
     if model not in MODELS:
         raise InputError(f"unknown model {model!r}{did_you_mean(model, list(MODELS))}")
-    start = PRESETS[preset](model, _peek(argv, "dataset", Config.dataset))
+    start = PRESETS[preset](cast(ModelName, model), _peek(argv, "dataset", Config.dataset))
     return command_line.parse(Config, argv, "train.py", HELP, default=start)
 
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import pathlib
 import sys
+from typing import Any
 
 import train
 from cmma_jax.records import read_metrics
@@ -31,7 +32,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--runs_dir", default="runs/search")
     parser.add_argument("--out", default="docs/cgan-search.json", help="where the record goes")
     options = parser.parse_args(argv)
-    best, trials = {name: values[0] for name, values in GRID.items()}, {}
+    best = {name: values[0] for name, values in GRID.items()}
+    trials: dict[str, dict[str, Any]] = {}
     for name, values in GRID.items():
         for value in values:
             setting = best | {name: value}

@@ -163,7 +163,7 @@ def main() -> None:
     contestants = {"cmma_jax": ours, "Linen's layers": linen,
                    "PyTorch": torch_contestant(data, arguments.batch_size, arguments.steps),
                    "matrix product": matmul_contestant()}
-    seconds = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(-1, arguments.rounds):  # the first round only warms up
         for name, run in contestants.items():
             taken = run()

@@ -1,6 +1,6 @@
 """Conditional multimodal autoencoders in JAX and Flax: faces from attributes, and faces changed.
 
-    model = cmma_jax.load("runs/cmma-lfw")
+    model = cmma_jax.load("lfw")  # comes with the package; or the folder of a run of your own
     faces = model.generate({"Male": 1, "Eyeglasses": 1}, n=16)
     changed = model.edit(faces, {"Mustache": 1})
 

@@ -12,11 +12,13 @@ import numpy as np
 
 from cmma_jax import sampling
 from cmma_jax.attributes import Attributes, Settings
+from cmma_jax.compact import shipped
 from cmma_jax.errors import InputError
 from cmma_jax.files import write_whole
 from cmma_jax.runs import Run, find_runs, load_run
 
 INFERENCE_SAMPLES = 20
+SHIPPED = "lfw"  # the model that stands in where nothing has been trained
 
 
 def load(path: pathlib.Path | str = "", *, runs_dir: pathlib.Path | str = "runs", model: str = "cmma",
@@ -24,7 +26,8 @@ def load(path: pathlib.Path | str = "", *, runs_dir: pathlib.Path | str = "runs"
     """Returns the model of a run's best checkpoint.
 
     Args:
-      path: the run's folder; empty: the newest finished run of `model` in `runs_dir`.
+      path: the run's folder, a compact file, or the name of a model that comes with the package, such as "lfw".
+        Empty: the newest finished run of `model` in `runs_dir`; where there is no CMMA, "lfw".
       runs_dir, model: where it is looked for, and of which kind; an empty `model`: of any.
       unfinished: whether a run whose training has not come to its end will do.
 
@@ -32,8 +35,13 @@ def load(path: pathlib.Path | str = "", *, runs_dir: pathlib.Path | str = "runs"
       InputError: there is none, or it is damaged.
     """
     if not path:
-        path = max(find_runs(runs_dir, model, unfinished=unfinished),
-                   key=lambda run: (run / "metrics.jsonl").stat().st_mtime)
+        try:
+            path = max(find_runs(runs_dir, model, unfinished=unfinished),
+                       key=lambda run: (run / "metrics.jsonl").stat().st_mtime)
+        except InputError:
+            if model != "cmma" or SHIPPED not in shipped():
+                raise
+            path = SHIPPED
     return FaceModel(load_run(path, unfinished))
 
 
@@ -102,9 +110,9 @@ class FaceModel:
         """
         x = self._faces(x)
         self._settings().settle(attributes, *self.encode({}), groups)  # errors before the work
-        y, mask = self._complete(x, *self._rows(y or {}, len(x), groups))
-        new_y, new_mask = self._settings().settle(attributes, y, mask, groups)
-        return self.edit_encoded(x, y, mask, new_y, new_mask, intensity, literal=literal, keep_detail=keep_detail)
+        old, mask = self._complete(x, *self._rows(y or {}, len(x), groups))
+        new, new_mask = self._settings().settle(attributes, old, mask, groups)
+        return self.edit_encoded(x, old, mask, new, new_mask, intensity, literal=literal, keep_detail=keep_detail)
 
     def edit_encoded(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, new_y: np.ndarray, new_mask: np.ndarray,
                      intensity: float | np.ndarray = 1.0, *, literal: bool = False, keep_detail: bool = False
@@ -131,8 +139,7 @@ class FaceModel:
           seed, samples, steps: as of `sampling.infer_attributes`.
         """
         x = self._faces(x)
-        y, mask = self._rows(y or {}, len(x), True)
-        mean, deviation = self._infer(x, y, mask, seed, samples, steps)
+        mean, deviation = self._infer(x, *self._rows(y or {}, len(x), True), seed, samples, steps)
         if self.run.spec.kind == "real":
             scale, middle = (np.asarray(a) for a in (self.run.spec.attribute_std, self.run.spec.attribute_mean))
             mean, deviation = mean * scale[None] + middle[None], deviation * scale[None]
@@ -185,7 +192,8 @@ class FaceModel:
         way = (less, less_mask, more, more_mask)
         if self.run.spec.kind == "binary" and y[column] > 0.5:
             way, levels = (more, more_mask, less, less_mask), -levels
-        return self.edit_encoded(*(np.repeat(a[None], len(levels), 0) for a in (x[0], *way)), levels)
+        rows, old, old_mask, new, new_mask = (np.repeat(a[None], len(levels), 0) for a in (x[0], *way))
+        return self.edit_encoded(rows, old, old_mask, new, new_mask, levels)
 
     def encode(self, attributes: Settings, groups: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Returns y, mask: [A] of named attributes, the others unknown."""
@@ -221,8 +229,8 @@ class FaceModel:
                  "attributes": spec.attributes, "kind": spec.kind, "attribute_mean": spec.attribute_mean,
                  "attribute_std": spec.attribute_std, "dataset": spec.dataset, "model": self.run.config.model}
         paths = [pathlib.Path(path), pathlib.Path(f"{path}.json")]
-        for each, content in zip(paths, (exported.serialize(), json.dumps(facts, indent=1).encode()), strict=True):
-            write_whole(each, content)
+        write_whole(paths[0], bytes(exported.serialize()))
+        write_whole(paths[1], json.dumps(facts, indent=1).encode())
         return paths
 
     def _settings(self) -> Attributes:

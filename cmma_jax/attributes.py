@@ -144,8 +144,8 @@ class Attributes:
         """Sets what holds where the last one of some attributes was just reset."""
         columns = {_plain(known): i for i, known in enumerate(self.spec.attributes)}
         for name, others in OTHERWISE.items():
-            column, reset = columns.get(_plain(name)), [columns.get(_plain(other)) for other in others]
-            reset = [other for other in reset if other is not None]
+            column, reset = columns.get(_plain(name)), [columns[_plain(other)] for other in others
+                                                        if _plain(other) in columns]
             if column is None or column in asked or not any(asked.get(other) == 0 for other in reset):
                 continue
             absent = (mask[..., reset] & (y[..., reset] == 0)).all(-1)

@@ -1,9 +1,10 @@
-"""What `python -m cmma_jax` does with a finished run: generate, edit, infer, morph, sweep, export."""
+"""What `python -m cmma_jax` does with a finished run: generate, edit, infer, morph, sweep, export, compact."""
 
 import dataclasses
 import io
 import math
 import pathlib
+import sys
 
 import numpy as np
 from PIL import Image
@@ -11,8 +12,10 @@ from tyro.conf import Positional
 
 from cmma_jax import api, figures, photos
 from cmma_jax.attributes import parse_settings
+from cmma_jax.compact import SUFFIX, shipped
 from cmma_jax.errors import InputError
 from cmma_jax.files import write_whole
+from cmma_jax.runs import save_compact
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,15 +23,20 @@ class _Run:
     """Which model."""
 
     run: str = ""
-    """The run's folder; empty: the newest finished CMMA's."""
+    """The run's folder, a compact file, or the name of a model that comes with the package, such as lfw; empty: the
+    newest finished CMMA, or lfw where there is none."""
     runs_dir: str = "runs"
     """Where it is looked for."""
     groups: bool = True
     """Setting an attribute resets what contradicts it (Eyeglasses resets No Eyewear); --no-groups: it does not."""
 
     def model(self) -> api.FaceModel:
-        """Returns the model."""
-        return api.load(self.run, runs_dir=self.runs_dir)
+        """Returns the model; says so where one that comes with the package stands in for a run."""
+        model = api.load(self.run, runs_dir=self.runs_dir)
+        if not self.run and model.run.path in shipped().values():
+            print(f"no finished run in {self.runs_dir}: using {model.run.path.stem}, which comes with the package",
+                  file=sys.stderr)
+        return model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,6 +183,17 @@ class Export(_Run):
     """The file to write; OUT.json says how to call it."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compact(_Run):
+    """Write a run as one file in half precision, which is accepted wherever a run's folder is.
+
+      python -m cmma_jax compact --run runs/cmma-lfw --out lfw.safetensors
+    """
+
+    out: str = "model.safetensors"
+    """The file to write."""
+
+
 def generate(arguments: Generate) -> None:
     """Writes a picture of faces made from attributes."""
     for name in ("n", "columns"):
@@ -240,6 +259,15 @@ def export(arguments: Export) -> None:
     """Writes the sampler."""
     for path in arguments.model().export(arguments.out):
         print(path)
+
+
+def compact(arguments: Compact) -> None:
+    """Writes the model as one file, and prints its size."""
+    out = pathlib.Path(arguments.out)
+    if out.suffix != SUFFIX:
+        raise InputError(f"--out={out}: give a name that ends in {SUFFIX}")
+    save_compact(arguments.model().run, out)
+    print(f"{out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 
 def _write(picture: Image.Image, out: str) -> None:

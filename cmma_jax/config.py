@@ -8,12 +8,14 @@ from typing import Literal
 
 from cmma_jax.errors import InputError
 
+ModelName = Literal["cmma", "cvae", "vae", "cgan"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A run's settings. Every field is a flag of train.py and a key of the run's config.json."""
 
-    model: Literal["cmma", "cvae", "vae", "cgan"] = "cmma"
+    model: ModelName = "cmma"
     """cmma: attributes -> latent -> face, the paper's model. What it is compared with: cvae (attributes and latent ->
     face), vae (latent -> face, no attributes), cgan (conditional adversarial network)."""
     preset: Literal["default", "best", "paper", "gauthier"] = "default"
@@ -121,9 +123,10 @@ class Config:
         _check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
         for name in ("momentum", "final_momentum", "discriminator_dropout", "average"):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
-        _check(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds), "seeds", self.seeds, "whole numbers with commas between")
+        _check(bool(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds)), "seeds", self.seeds,
+               "whole numbers with commas between")
         if self.optimizer != "adam":
-            _check(not self.weight_decay, "weight_decay", self.weight_decay, f"0: it is adam's, not {self.optimizer}'s")
+            _check(self.weight_decay == 0, "weight_decay", self.weight_decay, f"0: it is adam's, not {self.optimizer}'s")
         if self.prior == "flow":
             _check(self.model != "cgan", "prior", self.prior, "gaussian; a CGAN's noise stays as it is")
             _check(self.linear_path, "linear_path", self.linear_path, "it: it makes a picture of z for the flow")
@@ -167,7 +170,7 @@ MAY_CHANGE = ("data_dir", "run_dir", "start_from", "epochs", "seeds", "devices",
               "num_processes", "process_id", "resume", "checkpoint_every", "grid_every")
 
 
-def default(model: str, dataset: str) -> Config:
+def default(model: ModelName, dataset: str) -> Config:
     """The best that trains in minutes: Adam, a falling learning rate, linear paths beside the networks.
 
     python train.py --model=cmma
@@ -181,7 +184,7 @@ def default(model: str, dataset: str) -> Config:
     return Config(model=model, dataset=dataset, epochs=12 if dataset == "synthetic" else 10)
 
 
-def best(model: str, dataset: str) -> Config:
+def best(model: ModelName, dataset: str) -> Config:
     """The default preset's networks with a flow prior, which is trained once they are.
 
     python train.py --model=cmma --dataset=lfw --data_dir=DIR
@@ -191,7 +194,7 @@ def best(model: str, dataset: str) -> Config:
     return dataclasses.replace(default(model, dataset), preset="best", prior="flow", epochs=35)
 
 
-def paper(model: str, dataset: str) -> Config:
+def paper(model: ModelName, dataset: str) -> Config:
     """The paper as it is to be read: Adagrad, f of 800 softplus units, 500 latents, convolutions alone.
 
     python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=paper --mirror --schedule=cosine --epochs=20
@@ -206,7 +209,7 @@ def paper(model: str, dataset: str) -> Config:
     return start
 
 
-def gauthier(model: str, dataset: str) -> Config:
+def gauthier(model: ModelName, dataset: str) -> Config:
     """A CGAN with the settings of Gauthier (2015), which were found for faces of 32x32."""
     if model != "cgan":
         raise InputError(f"--preset=gauthier is a CGAN's; give --model=cgan, or another preset for --model={model}")

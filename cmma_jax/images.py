@@ -28,8 +28,8 @@ def open_picture(source: pathlib.Path | BinaryIO, name: str) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(source) as image:
-                pixels = math.prod(image.size)
-                picture = _upright(image) if pixels <= LARGEST else None
+                pixels = f"{math.prod(image.size)}"
+                picture = _upright(image) if math.prod(image.size) <= LARGEST else None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             picture, pixels = None, f"more than {LARGEST}"
         except Exception as error:  # a corrupt file makes Pillow's decoders raise almost anything

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -51,10 +51,11 @@ class Model(NamedTuple):
     init: Callable[..., Params]
     prior: Callable[..., Gaussian]
     likelihood: Callable[..., Gaussian]
-    posterior: Callable[..., Gaussian] | None = None
-    attributes: Callable[..., Bernoulli | Gaussian] | None = None
-    discriminator: Callable[..., jax.Array] | None = None
-    velocity: Callable[..., jax.Array] | None = None
+    # "| Any" and not "| None": who calls a part knows by the model's kind, or has asked, that it is there.
+    posterior: Callable[..., Gaussian] | Any = None
+    attributes: Callable[..., Bernoulli | Gaussian] | Any = None
+    discriminator: Callable[..., jax.Array] | Any = None
+    velocity: Callable[..., jax.Array] | Any = None
 
 
 def encode_attributes(y: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
@@ -87,7 +88,7 @@ def cmma(config: Config, spec: Spec) -> Model:
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
         del y, mask  # given z, a CMMA's face does not depend on the attributes
-        return _pixel_gaussian(*g.apply({"params": params["g"]}, z), spec, config.variance)
+        return _pixel_gaussian(spec, config.variance, *g.apply({"params": params["g"]}, z))
 
     def attributes(params: Params, z: jax.Array) -> Bernoulli | Gaussian:
         heads = h2.apply({"params": params["h2"]}, z)
@@ -138,7 +139,7 @@ def _with_standard_prior(config: Config, spec: Spec, encode: Callable[..., jax.A
         return Gaussian(*h.apply({"params": params["h"]}, _scaled(x, spec), encode(y, mask)))
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return _pixel_gaussian(*g.apply({"params": params["g"]}, z, encode(y, mask)), spec, config.variance)
+        return _pixel_gaussian(spec, config.variance, *g.apply({"params": params["g"]}, z, encode(y, mask)))
 
     def nothing(y: jax.Array, mask: jax.Array) -> jax.Array:
         return jnp.zeros((len(y), 2 * len(spec.attributes)))
@@ -223,7 +224,7 @@ def _scaled(x: jax.Array, spec: Spec) -> jax.Array:
     return (x - jnp.asarray(spec.mean_face)[None]) / spec.pixel_std
 
 
-def _pixel_gaussian(mean: jax.Array, logvar: jax.Array, spec: Spec, variance: str) -> Gaussian:
+def _pixel_gaussian(spec: Spec, variance: str, mean: jax.Array, logvar: jax.Array) -> Gaussian:
     shared = {"pixel": (), "channel": (1, 2), "shared": (1, 2, 3)}[variance]
     logvar = jnp.broadcast_to(logvar.mean(shared, keepdims=True), logvar.shape)
     mean = jnp.asarray(spec.mean_face)[None] + spec.pixel_std * mean

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -163,7 +164,7 @@ def samples(arguments: Figures, path: pathlib.Path) -> None:
 DRAWN = {"4": figure4, "6": figure6, "8": figure8, "9": figure9, "10": figure10, "sweep": sweep, "samples": samples}
 
 
-def _edits(arguments: Figures, models: list[api.FaceModel], faces: Faces, edits: dict[str, Settings],
+def _edits(arguments: Figures, models: list[api.FaceModel], faces: Faces, edits: Mapping[str, Settings],
            path: pathlib.Path) -> None:
     blocks = []
     for model in models:

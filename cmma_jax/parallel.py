@@ -32,7 +32,7 @@ class Placement(NamedTuple):
       compile: (function of (state, data, n), n static) -> the same compiled; the state is donated.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of that name, which nobody calls here
     share: Callable[[Tree], Tree]
     mean: Callable[[Tree], Tree]
     put: Callable[[Tree], Tree]
@@ -139,7 +139,7 @@ def warn_unused_gpu() -> str | None:
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or ~/.cache/cmma_jax."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # its flags are made at run time
         try:
             folder = pathlib.Path.home() / ".cache" / "cmma_jax"
             folder.mkdir(parents=True, exist_ok=True)

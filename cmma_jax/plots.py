@@ -54,7 +54,8 @@ def _latents(model: Model, params: Params, faces: Faces) -> tuple[Gaussian, Gaus
 
 def _ellipse(gaussian: Gaussian, row: int, **style) -> Ellipse:
     width, height = 4 * np.exp(gaussian.logvar[row] / 2)  # two deviations each way
-    return Ellipse(gaussian.mean[row], width, height, **style)
+    x, y = gaussian.mean[row]
+    return Ellipse((float(x), float(y)), width, height, **style)
 
 
 def labelled_faces(blocks: list[tuple[str, list[np.ndarray]]], rows: list[str], path: pathlib.Path,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from cmma_jax.checkpoint import open_checkpoints
+from cmma_jax.compact import read_compact, shipped, write_compact
 from cmma_jax.config import Config
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset, Spec
@@ -19,7 +20,7 @@ class Run(NamedTuple):
     """A run's best checkpoint.
 
     Attributes:
-      path: the run's folder.
+      path: the run's folder, or the file of a compact model.
       config, spec: its settings and the description of its data.
       step: of the checkpoint, the best by score.
       epoch: the run's last whole one.
@@ -44,12 +45,20 @@ class Run(NamedTuple):
 def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
     """Returns the best checkpoint of a run.
 
+    Args:
+      path: the run's folder, a compact file, or the name of a model that comes with the package.
+      unfinished: whether a run whose training has not come to its end will do.
+
     Raises:
-      InputError: there is no run, it is damaged, or its training has not come to its end and `unfinished` is false.
+      InputError: there is no run, it is damaged, or it is not finished and `unfinished` is false.
     """
     path = pathlib.Path(path)
     if not (path / "checkpoints").is_dir():
-        raise InputError(f"no run in {path}; train one: python train.py --run_dir={path}")
+        file = path if path.is_file() else shipped().get(str(path))
+        if file is None:
+            raise InputError(f"no run in {path}, nor does a model of that name come with the package (it has: "
+                             f"{', '.join(shipped()) or 'none'}); train one: python train.py --run_dir={path}")
+        return Run(file, *read_compact(file))
     with open_checkpoints(path / "checkpoints") as checkpoints:
         if not checkpoints.steps():
             raise InputError(f"the run in {path} has no checkpoint yet; its training must pass its first epoch")
@@ -59,10 +68,20 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
             raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.epochs}; the command that began "
                              "it goes on with it, or give --unfinished to take it as it is")
         step = checkpoints.best_step()
+        assert step is not None  # there is a checkpoint, and so a best one
         config, spec, _ = checkpoints.facts(step)
         model = make_model(config, spec)
         params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step)
     return Run(path, config, spec, step, epoch, model, params)
+
+
+def save_compact(run: Run, path: pathlib.Path | str) -> None:
+    """Writes a run as one file in half precision, which `load_run` takes in place of its folder.
+
+    Raises:
+      InputError: a parameter is beyond the range of float16, or the file cannot be written.
+    """
+    write_compact(pathlib.Path(path), run.config, run.spec, run.step, run.epoch, run.params)
 
 
 def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
@@ -91,7 +110,7 @@ def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
     found = [entry for entry in found if not model or entry[2].model == model]
     if found and not dataset:
         dataset = found[0][2].dataset
-    newest = {}
+    newest: dict[tuple[str, str], tuple[dict, dict[int, pathlib.Path]]] = {}
     for _, path, config in found:
         if config.dataset != dataset:
             continue

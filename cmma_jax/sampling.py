@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmma_jax.distributions import fold_each
+from cmma_jax.distributions import Gaussian, fold_each
 from cmma_jax.flow import Wanted, draw, to_gaussian, to_latent
 from cmma_jax.models import Model, Params
 
@@ -106,7 +106,7 @@ def infer_attributes(model: Model, params: Params, key: jax.Array, x: jax.Array,
             drawn = jnp.where(mask, y, drawn)
             z = model.posterior(params, x, drawn, jnp.ones_like(mask)).sample(fold_each(mine, 2 * step + 2))
         told = model.attributes(params, z)
-        return told.mean, jnp.exp(told.logvar) if hasattr(told, "logvar") else jnp.zeros_like(told.mean)
+        return told.mean, jnp.exp(told.logvar) if isinstance(told, Gaussian) else jnp.zeros_like(told.mean)
 
     means, variances = jax.lax.map(sample, jnp.arange(samples))
     return means.mean(0), jnp.sqrt(means.var(0) + variances.mean(0))

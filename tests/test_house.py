@@ -4,6 +4,8 @@ import ast
 import importlib
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -14,8 +16,8 @@ FLOORS = [
      "data.synthetic", "data.lfw", "data.folder", "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
     {"networks"},
     {"models"},
-    {"attributes", "flow", "photos", "ppca", "runs"},
-    {"objectives", "sampling"},
+    {"attributes", "compact", "flow", "photos", "ppca"},
+    {"objectives", "runs", "sampling"},
     {"figures", "evaluation.classification"},
     {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
      "evaluation.judges", "evaluation.embeddings", "evaluation.detection", "evaluation.table", "plots", "api"},
@@ -54,11 +56,18 @@ def test_a_file_imports_from_its_own_floor_on_the_ground_and_from_lower_floors_a
                 assert floor_of(other) < floor_of(name), f"{name} imports {other}"
 
 
-def test_one_file_names_orbax_and_one_names_devices():
+def test_one_file_names_orbax_one_safetensors_and_one_names_devices():
     for name, tree in modules():
         source = ast.unparse(tree)
         assert ("orbax" in source) == (name == "checkpoint"), name
+        assert ("import safetensors" in source) == (name == "compact"), name
         assert ("pmap(" in source or "jax.sharding" in source) == (name == "parallel"), name
+
+
+@pytest.mark.parametrize("tool", [["ruff", "check"], ["mypy"]], ids=["ruff", "mypy"])
+def test_ruff_and_mypy_have_nothing_to_say(tool):
+    ended = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def equations():

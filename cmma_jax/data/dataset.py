@@ -1,11 +1,13 @@
 """The data as values: faces, attributes with holes, and batches as a pure function of (seed, step)."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Array = Any  # np.ndarray or jax.Array: which of them, its place says, and not its type
 
 
 class Faces(NamedTuple):
@@ -18,9 +20,9 @@ class Faces(NamedTuple):
       mask: [N, A] bool, True where the attribute is known.
     """
 
-    x: np.ndarray | jax.Array
-    y: np.ndarray | jax.Array
-    mask: np.ndarray | jax.Array
+    x: Array
+    y: Array
+    mask: Array
 
     @property
     def size(self) -> int:

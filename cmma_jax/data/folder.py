@@ -152,7 +152,8 @@ def _read_table(folder: pathlib.Path, table: pathlib.Path) -> tuple[tuple[str, .
     attributes = tuple(name for name in header[1:] if name != "split")
     if not attributes:
         raise InputError(f"{table} has no attributes; expected a column for each, with {LAYOUT}: add one")
-    rows, seen = [], {}
+    rows: list[Row] = []
+    seen: dict[pathlib.Path, int] = {}
     for line, cells in lines[1:]:
         if len(cells) != len(header):
             raise InputError(f"{table}, line {line} has {len(cells)} columns; expected {len(header)} as in its "

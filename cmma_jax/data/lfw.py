@@ -161,11 +161,11 @@ def _read_mat(path: pathlib.Path) -> Labels:
         if field not in mat:
             raise InputError(f"{path} has no field {field!r}; expected name, label and AttrName as in LFWA+: get "
                              "the file again")
-    names, y, attributes = np.atleast_1d(mat["name"]), mat["label"], np.atleast_1d(mat["AttrName"])
-    if y.shape != (len(names), len(attributes)):
-        raise InputError(f"{path} has a label of shape {list(y.shape)}; expected {[len(names), len(attributes)]}, "
+    names, y, columns = np.atleast_1d(mat["name"]), mat["label"], np.atleast_1d(mat["AttrName"])
+    if y.shape != (len(names), len(columns)):
+        raise InputError(f"{path} has a label of shape {list(y.shape)}; expected {[len(names), len(columns)]}, "
                          "a row for each name and a column for each AttrName: get the file again")
-    attributes = tuple(str(name).replace("_", " ").replace("5 o Clock", "5 o' Clock") for name in attributes)
+    attributes = tuple(str(name).replace("_", " ").replace("5 o Clock", "5 o' Clock") for name in columns)
     wrong = np.argwhere(~np.isin(y, (0, 1)))
     if len(wrong):
         row, column = wrong[0]
@@ -188,7 +188,7 @@ def _read_scores(path: pathlib.Path) -> Labels:
     if header[:3] != ["#", "person", "imagenum"] or not attributes or len(set(attributes)) < len(attributes):
         raise InputError(f"{path}, line 2 is no header of Kumar et al.'s attributes; expected '#', 'person', "
                          "'imagenum' and different attributes, separated by tabs: get the file again")
-    keys, y = [], []
+    keys, scores = [], []
     rows = [(number, line.split("\t")) for number, line in enumerate(lines[2:], 3) if line]
     for number, cells in rows:
         if len(cells) != len(header) - 1:
@@ -198,8 +198,8 @@ def _read_scores(path: pathlib.Path) -> Labels:
             raise InputError(f"{path}, line {number}, column 'imagenum' is {cells[1]!r}; expected a whole number: "
                              "get the file again")
         keys.append(f"{cells[0].replace(' ', '_')}_{int(cells[1]):04d}")
-        y.append([_number(cell) for cell in cells[2:]])
-    y = np.array(y, np.float32).reshape(-1, len(attributes))
+        scores.append([_number(cell) for cell in cells[2:]])
+    y = np.array(scores, np.float32).reshape(-1, len(attributes))
     wrong = np.argwhere(~np.isfinite(y))
     if len(wrong):
         row, column = wrong[0]
@@ -220,7 +220,7 @@ def _number(cell: str) -> float:
 
 
 def _refuse_repeated(path: pathlib.Path, unit: str, keys: Iterable[tuple[int, str]]) -> None:
-    seen = {}
+    seen: dict[str, int] = {}
     for number, key in keys:
         if key in seen:
             raise InputError(f"{path}, {unit} {number} is {key} again, after {unit} {seen[key]}; expected every "
@@ -260,11 +260,11 @@ def _open_archive(path: pathlib.Path) -> dict[str, Callable[[], bytes]]:
     """Returns a function that reads each face of the archive; only the base names of its members count."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
-        members = archive.infolist()
+        infos = archive.infolist()
     except Exception as error:  # a corrupt archive makes zipfile raise almost anything
         raise InputError(f"{path} is no whole zip archive ({one_line(error)}): delete it and download it again from "
                          f"{URLS[ARCHIVE]}") from error
-    members = {pathlib.PurePosixPath(member.filename): member for member in members}
+    members = {pathlib.PurePosixPath(member.filename): member for member in infos}
     return {name.stem: functools.partial(_read_member, path, archive, member)
             for name, member in members.items() if name.suffix == ".ppm"}
 

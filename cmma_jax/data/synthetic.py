@@ -10,7 +10,8 @@ masks over the picture, back to front. Inside `render` the arrays are
     z: `Nuisance` with fields [n, 1, 1] and [k, n, 1, 1]
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,7 +93,7 @@ _SPREAD = {
 
 def sample_nuisance(rng: np.random.Generator, n: int) -> Nuisance:
     """Draws the nuisance of n faces; normal ones are cut at 2 standard deviations."""
-    draw = {
+    draw: dict[str, Callable[[Any, Any], np.ndarray]] = {
         "normal": lambda shape, s: np.clip(rng.standard_normal(shape), -2, 2).astype(np.float32) * np.float32(s),
         "uniform": lambda shape, s: rng.uniform(-s, s, shape).astype(np.float32),
         "positive": lambda shape, s: rng.uniform(0, s, shape).astype(np.float32),

@@ -30,7 +30,7 @@ FORMAT = "array_record"  # the one that is read without TensorFlow and knows of 
 PREPARE = "python -m cmma_jax.data.tfds_builder --lfw_dir DIR --out"
 
 
-class LfwAttributes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class LfwAttributes(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Labeled Faces in the Wild (LFWcrop, 64x64 colour) with 73 attributes, in the split of the CMMA paper.
 
     Examples are in the order of the label file. An attribute is a boolean in the config "binary", a raw
@@ -114,7 +114,7 @@ def load_tfds(name: str, data_dir: str | pathlib.Path, image_size: int = 64) -> 
     attributes = tuple(metadata.get("attributes") or sorted(types))
     parts = [_read_split(where, builder, split, attributes, image_size) for split in SPLITS]
     refuse_constant(where, attributes, parts[0].y, parts[0].mask, "use another set")
-    kind = "binary" if all(dtype == np.bool_ for dtype in types.values()) else "real"
+    kind: Literal["binary", "real"] = "binary" if all(dtype == np.bool_ for dtype in types.values()) else "real"
     return make_dataset(metadata.get("dataset") or f"tfds/{name}", attributes, kind, *parts)
 
 

@@ -58,11 +58,11 @@ def fit_baselines(data: Dataset, components: tuple[int, ...] = (10, 100, 500)) -
         _baseline("mean face", face | {"variance": _variance_by_pixel(centred).mean()}),
         _baseline("linear regression", regression | {"variance": by_pixel.mean()}),
         _baseline("linear regression, a variance a pixel", regression | {"variance": by_pixel})]
-    components = [count for count in components if count < min(residuals.shape)]
-    if components:
+    counts = [count for count in components if count < min(residuals.shape)]
+    if counts:
         with jax.default_matmul_precision("highest"):  # the density is exact where the axes are orthonormal
-            axes, variances = map(np.asarray, principal_axes(jnp.asarray(residuals), max(components)))
-    for count in components:
+            axes, variances = map(np.asarray, principal_axes(jnp.asarray(residuals), max(counts)))
+    for count in counts:
         params = regression | {"axes": axes[:count], "axis_variances": np.maximum(variances[:count], ROUNDING)}
         # On training faces, to which the axes are fitted, what is left is too small: elsewhere it is larger by a
         # factor. The likeliest factor for validation faces makes the variance theirs, whatever the training one is.

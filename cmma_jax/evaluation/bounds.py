@@ -40,11 +40,11 @@ def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0,
     attributes_prior, active_latents. A face's noise comes from the seed and its row alone, so the figure does
     not depend on batch_size beyond rounding.
     """
-    terms, kl_latents = [], 0.0
+    terms, kl_latents = [], np.zeros(())
     for rows, inside, batch in _batches(faces, batch_size):
         part, kl = _batch_terms(model, as_pixels, params, batch, rows, seed)
         terms.append(jax.tree.map(lambda a, inside=inside: np.asarray(a, np.float64)[inside], part))
-        kl_latents += np.asarray(kl, np.float64)[inside].sum(0)
+        kl_latents = kl_latents + np.asarray(kl, np.float64)[inside].sum(0)
     every = {name: np.concatenate([part[name] for part in terms]) for name in terms[0]}
     result = {name: float(values.mean()) for name, values in every.items()}
     return result | {"bound_stderr": _stderr(every["bound"]),

