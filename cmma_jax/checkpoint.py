@@ -170,7 +170,7 @@ def _few_words(error: Exception) -> str:
     while error.__cause__ and not isinstance(error, OSError):
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return error.strerror + (f": {error.filename}" if error.filename else "")
     words = (str(error).splitlines() or [""])[0].split(" [tensorstore_spec")[0].split(" [source locations")[0]
     return words[:200] or type(error).__name__
 

@@ -104,6 +104,7 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
         (value, terms), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         means = {"loss": value} | jax.tree.map(jnp.mean, terms)
         gradients, means = placement.mean((gradients, means))
+        means |= {"gradient_norm": optax.global_norm(gradients)}  # not finite if any of the gradients is not
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), means
 
@@ -136,7 +137,7 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, st
       next call: who wants to keep it copies it first.
 
     Raises:
-      InputError: a loss was not finite; the step is named, and nothing is yielded after it.
+      InputError: a loss or a gradient was not finite; the step is named, and nothing is yielded after it.
     """
     done = int(state.step)
     state, faces = placement.put(state), placement.put(faces)
@@ -144,9 +145,11 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, st
         n = min(steps_per_call, steps_per_epoch - done % steps_per_epoch)
         state, means = run(state, faces, n)
         means = jax.tree.map(np.asarray, placement.get(means))
-        bad = np.flatnonzero(~np.isfinite(means["loss"]))
+        watched = {"the loss": means["loss"], "the gradient's norm": means["gradient_norm"]}
+        bad = np.flatnonzero(~np.isfinite(sum(watched.values())))
         if bad.size:
-            raise InputError(f"the loss was {means['loss'][bad[0]]} at step {done + bad[0] + 1}; the last checkpoint "
-                             "before it is kept; lower --learning_rate or --clip_norm")
+            name, value = next((name, each[bad[0]]) for name, each in watched.items() if not np.isfinite(each[bad[0]]))
+            raise InputError(f"{name} was {value} at step {done + bad[0] + 1}; the last checkpoint before it is kept; "
+                             "lower --learning_rate or --clip_norm")
         done += n
         yield state, means
