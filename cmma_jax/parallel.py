@@ -4,19 +4,25 @@ All three run the same step, written once for a `Placement`; parameters agree up
 example's noise belongs to the example and a batch's mean is the mean of equal shares.
 """
 
+import contextlib
 import functools
+import os
 import pathlib
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cmma_jax.errors import InputError
 
 AXIS = "batch"
+LOST_SECONDS = 30
 Tree = Any
 
 
@@ -119,14 +125,40 @@ def start_processes(coordinator: str, num_processes: int, process_id: int) -> No
     """Joins this process to the others; must come before anything else touches a device.
 
     One process without a coordinator is alone. With num_processes 0 JAX finds the cluster itself, from the
-    environment of Slurm, Open MPI, GKE or a TPU pod.
+    environment of Slurm, Open MPI, GKE or a TPU pod. A process that is not heard of for LOST_SECONDS is given up, and
+    JAX ends the others, whatever they wait for.
     """
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which is train.py's
+    start = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=LOST_SECONDS)
     if num_processes == 0:
-        jax.distributed.initialize()
+        start()
     elif coordinator:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        start(coordinator, num_processes, process_id)
     elif num_processes > 1:
         raise InputError("--num_processes needs --coordinator=ADDRESS:PORT, the address of process 0")
+
+
+def highest(number: int) -> int:
+    """Returns the highest of the processes' numbers; all of them must call it."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+@contextlib.contextmanager
+def losses_told(program: str, mend: str) -> Iterator[None]:
+    """Ends this process with one line and exit code 1 when another one of several is lost.
+
+    It ends at once, without closing anything: whatever is closed would wait for the other.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"\n{program}: error: process {jax.process_index()} of {jax.process_count()} lost another one "
+              f"({str(error).splitlines()[0]}); {mend}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def warn_unused_gpu() -> str | None:

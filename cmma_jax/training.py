@@ -113,6 +113,7 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
         (value, terms), gradients = jax.value_and_grad(mean_loss, has_aux=True)(moving)
         means = {"loss": value} | jax.tree.map(jnp.mean, terms)
         gradients, means = placement.mean((gradients, means))
+        means |= {"gradient_norm": optax.global_norm(gradients)}  # not finite if any of the gradients is not
         updates, opt_state = optimizer.update(gradients, state.opt_state, moving)
         moving = optax.apply_updates(moving, updates)
         if not average:
@@ -150,7 +151,7 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, st
       next call: who wants to keep it copies it first.
 
     Raises:
-      InputError: a loss was not finite; the step is named, and nothing is yielded after it.
+      InputError: a loss or a gradient was not finite; the step is named, and nothing is yielded after it.
     """
     done = int(state.step)
     state, faces = placement.put(state), placement.put(faces)
@@ -158,9 +159,11 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, st
         n = min(steps_per_call, steps_per_epoch - done % steps_per_epoch)
         state, means = run(state, faces, n)
         means = jax.tree.map(np.asarray, placement.get(means))
-        bad = np.flatnonzero(~np.isfinite(means["loss"]))
+        watched = {"the loss": means["loss"], "the gradient's norm": means["gradient_norm"]}
+        bad = np.flatnonzero(~np.isfinite(sum(watched.values())))
         if bad.size:
-            raise InputError(f"the loss was {means['loss'][bad[0]]} at step {done + bad[0] + 1}; the last checkpoint "
-                             "before it is kept; lower --learning_rate or --clip_norm")
+            name, value = next((name, each[bad[0]]) for name, each in watched.items() if not np.isfinite(each[bad[0]]))
+            raise InputError(f"{name} was {value} at step {done + bad[0] + 1}; the last checkpoint before it is kept; "
+                             "lower --learning_rate or --clip_norm")
         done += n
         yield state, means
