@@ -27,6 +27,12 @@ class Config:
     """For lfw: binary labels (LFWA+), or real-valued scores (Kumar et al.), standardised."""
     image_size: int = 64
     """Height and width of the faces, a multiple of 16; synthetic and lfw have 64."""
+    data_on_device: Literal["auto", "true", "false"] = "auto"
+    """true: the training faces are put on every device; false: their batches are streamed, by threads, from the host's
+    memory, or, of folder and tfds, from memory maps on disk; auto: on the device if they take at most a quarter of its
+    memory. The parameters are the same to the last bit."""
+    cache: str = ""
+    """Where folder and tfds keep the memory maps, 12,288 bytes a face of 64x64; empty: .cmma_jax in data_dir."""
     run_dir: str = ""
     """Where checkpoints and records go; empty: runs/<model>-<dataset>."""
 
@@ -153,8 +159,8 @@ class Config:
 
 
 # Settings that say where and how a run is carried out, and not what it computes: they may change on a resume.
-MAY_CHANGE = ("data_dir", "run_dir", "start_from", "epochs", "seeds", "devices", "parallel", "coordinator",
-              "num_processes", "process_id", "resume", "checkpoint_every", "grid_every")
+MAY_CHANGE = ("data_dir", "data_on_device", "cache", "run_dir", "start_from", "epochs", "seeds", "devices", "parallel",
+              "coordinator", "num_processes", "process_id", "resume", "checkpoint_every", "grid_every")
 
 
 def default(model: str, dataset: str) -> Config:
