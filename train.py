@@ -47,6 +47,8 @@ faces at the prior's mean; random samples) and tensorboard/ (tensorboard --logdi
 
 GAN_FACES, GAN_SAMPLES = 100, 50  # of an epoch's Parzen estimate, a few seconds on 2 cores
 CPU_STEPS_PER_CALL = 10  # a step takes a good part of a second there: call often, so that the bar moves
+STREAMED_STEPS_PER_CALL = 50  # elsewhere: some calls' faces, 61 MB each in batches of 100, are on the device at once
+PPCA_FACES = 20_000  # from which the linear start is fitted, spread over those that train; in memory as float32
 
 
 def parse(argv: list[str]) -> Config:
@@ -94,7 +96,9 @@ def train(config: Config) -> None:
     if not config.resume and (run / "config.json").exists():
         raise InputError(f"{run} already holds a run, which --no-resume will not overwrite; "
                          "give another --run_dir, or leave --no-resume out to go on with it")
-    data = load_dataset(config.dataset, config.data_dir, kind=config.attributes, image_size=config.image_size)
+    room = parallel.room_for_faces(config.data_on_device)
+    data = load_dataset(config.dataset, config.data_dir, kind=config.attributes, image_size=config.image_size,
+                        memory=room, cache=config.cache)
     if data.train.size < config.batch_size:
         raise InputError(f"{data.train.size} training faces are fewer than --batch_size={config.batch_size}; "
                          f"give --batch_size={max(1, data.train.size // 2)}")
@@ -126,7 +130,8 @@ def train(config: Config) -> None:
                 state = begin_at(state, state.params | (start or start_params(config, data)))
             elif config.linear_path:
                 say("starting from conditional probabilistic PCA ...")
-                faces = mirrored(data.train) if config.mirror else data.train
+                faces = spread(data.train, PPCA_FACES)
+                faces = mirrored(faces) if config.mirror else faces
                 if config.model == "vae":
                     faces = faces._replace(mask=np.zeros_like(faces.mask))
                 ppca = fit_conditional_ppca(faces, data.spec, config.latent_size)
@@ -137,8 +142,8 @@ def train(config: Config) -> None:
         step = make_step(loss, optimizer, config.seed, config.batch_size, config.mirror, placement, config.average)
         with (parallel.losses_told("train.py", "start all of them again: they go on after the last checkpoint"),
               command_line.signals_noted() as asked):
-            train_epochs(config, data, run, model, make_run(step, placement), rate, state, begun, placement,
-                         checkpoints, asked)
+            train_epochs(config, data, data.train.x.nbytes <= room, run, model, make_run(step, placement), rate,
+                         state, begun, placement, checkpoints, asked)
         report(config, data, run, model, state, checkpoints, say)
 
 
@@ -151,9 +156,9 @@ def refuse_lost_checkpoints(run: pathlib.Path, logged: int, checkpoint_every: in
                          "from a copy, or give another --run_dir to train from the beginning")
 
 
-def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model, run_steps, rate, state: TrainState,
-                 begun: dict[str, list[float]], placement: parallel.Placement, checkpoints: Checkpoints,
-                 asked: Callable[[], int]) -> None:
+def train_epochs(config: Config, data: Dataset, on_device: bool, run: pathlib.Path, model: Model, run_steps, rate,
+                 state: TrainState, begun: dict[str, list[float]], placement: parallel.Placement,
+                 checkpoints: Checkpoints, asked: Callable[[], int]) -> None:
     """Trains epoch by epoch; after each: the validation bound, records, a checkpoint, now and then a picture.
 
     Where a signal has come, it stops at the next look with a checkpoint of the state as it is, which may be in the
@@ -164,9 +169,8 @@ def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model,
     """
     steps_per_epoch = data.train.size // config.batch_size
     start = int(state.step) // steps_per_epoch
-    steps_per_call = steps_per_epoch
-    if jax.default_backend() == "cpu":
-        steps_per_call = max(n for n in range(1, CPU_STEPS_PER_CALL + 1) if steps_per_epoch % n == 0)
+    steps_per_call = (CPU_STEPS_PER_CALL if jax.default_backend() == "cpu" else
+                      steps_per_epoch if on_device else STREAMED_STEPS_PER_CALL)
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         record = stack.enter_context(open_records(run, start)) if main else lambda _: None
@@ -175,8 +179,8 @@ def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model,
                                        mininterval=0.5, dynamic_ncols=True))
         parts = [{name: np.asarray(values, np.float32) for name, values in begun.items()}] if begun else []
         steps, began = steps_per_epoch - int(state.step) % steps_per_epoch, time.perf_counter()
-        for now, means in fit(run_steps, state, data.train, placement, steps_per_epoch, config.epochs,
-                              steps_per_call):
+        for now, means in fit(run_steps, state, data.train, placement, config.seed, config.batch_size, config.epochs,
+                              steps_per_call, on_device):
             parts.append(means)
             bar.update(len(means["loss"]) * config.batch_size)
             bar.set_description(f"epoch {start + 1}/{config.epochs}", refresh=False)

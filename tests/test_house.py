@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
-    {"command_line", "config", "distributions", "files", "images", "layers", "records", "data.dataset",
+    {"command_line", "config", "distributions", "files", "images", "layers", "records", "data.dataset", "data.disk",
      "data.synthetic", "data.lfw", "data.folder", "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
     {"networks"},
     {"models"},

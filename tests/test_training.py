@@ -1,5 +1,7 @@
 """Steps: against a hand-written optimiser, on several devices, and stopped and started again."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,10 @@ import pytest
 
 from cmma_jax import parallel
 from cmma_jax.config import Config
-from cmma_jax.data.dataset import mirror_some
+from cmma_jax.data.dataset import Faces, mirror_some
 from cmma_jax.errors import InputError
 from cmma_jax.objectives import make_loss
 from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
-
-STEPS_PER_EPOCH = 6
 
 
 def settings(**more):
@@ -27,17 +27,22 @@ def start(small, optimizer):
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def train(small, devices=1, how="pmap", epochs=4, state=None, loss=None, calls=3):
-    """24 steps of training, all but the first 4 at the full rate."""
+def train(small, devices=1, how="pmap", epochs=4, state=None, loss=None, calls=3, faces=None, stop=24):
+    """24 steps of training, or to `stop`, all but the first 4 at the full rate; given faces, they are streamed."""
     optimizer, _ = make_optimizer(settings(learning_rate=0.05, linear_rate=0.1, warmup_steps=4, clip_norm=1.0), 24)
     state = start(small, optimizer) if state is None else state
     placement = parallel.place(devices, how, small.config.batch_size)
     loss = loss or make_loss(small.model, 0.3, 1.0)
     run = make_run(make_step(loss, optimizer, 5, small.config.batch_size, True, placement), placement)
     every = []
-    for now, means in fit(run, state, small.data.train, placement, STEPS_PER_EPOCH, epochs, calls):
-        last = jax.tree.map(np.asarray, placement.get(now))
-        every.append(means)
+    steps = fit(run, state, faces or small.data.train, placement, 5, small.config.batch_size, epochs, calls,
+                on_device=faces is None)
+    with contextlib.closing(steps):
+        for now, means in steps:
+            last = jax.tree.map(np.array, placement.get(now))
+            every.append(means)
+            if last.step >= stop:
+                break
     return last, {name: np.concatenate([means[name] for means in every]) for name in every[0]}
 
 
@@ -62,6 +67,38 @@ def test_several_devices_train_the_same_model_as_one(small, one_device, how, dev
     state, means = train(small, devices, how)
     assert_close(state.params, one_device[0].params, 2e-6)
     np.testing.assert_allclose(means["bound"], one_device[1]["bound"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def maps(small, tmp_path_factory):
+    """The training faces as memory maps."""
+    folder = tmp_path_factory.mktemp("maps")
+    for name, a in small.data.train._asdict().items():
+        np.save(folder / f"{name}.npy", a)
+    return Faces(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Faces._fields))
+
+
+def test_streamed_faces_train_the_same_model_bit_for_bit(small, one_device, maps):
+    state, means = train(small, faces=maps)
+    assert_close(state, one_device[0], 0)
+    jax.tree.map(np.testing.assert_array_equal, means, one_device[1])
+
+
+@pytest.mark.parametrize("devices, how", [(2, "pmap"), (4, "mesh")])
+def test_faces_streamed_to_several_devices_train_the_same_model(small, one_device, maps, devices, how):
+    state, means = train(small, devices, how, faces=maps)
+    assert_close(state.params, one_device[0].params, 2e-6)
+    np.testing.assert_allclose(means["bound"], one_device[1]["bound"], rtol=1e-5)
+
+
+def test_streaming_goes_on_from_any_step_bit_for_bit(small, one_device, maps):
+    """Step 10 is in the middle of an epoch of 6, and the steps after it are streamed, or those before it."""
+    for before, after in ((None, maps), (maps, None), (maps, maps)):
+        part, first = train(small, faces=before, calls=4, stop=10)
+        assert int(part.step) == 10
+        whole, second = train(small, faces=after, state=part, calls=5)
+        assert_close(whole, one_device[0], 0)
+        np.testing.assert_array_equal(np.concatenate([first["loss"], second["loss"]]), one_device[1]["loss"])
 
 
 def test_calls_of_any_length_take_the_same_steps(small, one_device):
@@ -150,7 +187,7 @@ def test_the_average_is_of_the_parameters_that_the_steps_move(small):
             state = state._replace(moving=jax.tree.map(jnp.array, small.params))
         run = make_run(make_step(loss, optimizer, 5, 16, True, placement, average), placement)
         states[average] = [jax.tree.map(np.asarray, placement.get(now)) for now, _ in
-                           fit(run, state, small.data.train, placement, STEPS_PER_EPOCH, 2, 1)]
+                           fit(run, state, small.data.train, placement, 5, 16, 2, 1)]
     expected = small.params
     for i, (plain, averaged) in enumerate(zip(states[0.0], states[0.6], strict=True)):
         assert_close(averaged.moving, plain.params, 1e-6)
