@@ -114,7 +114,7 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
         (value, terms), gradients = jax.value_and_grad(mean_loss, has_aux=True)(moving)
         means = {"loss": value} | jax.tree.map(jnp.mean, terms)
         gradients, means = placement.mean((gradients, means))
-        means |= {"gradient_norm": optax.global_norm(gradients)}  # not finite if any of the gradients is not
+        means |= {"gradient_norm": optax.tree.norm(gradients)}  # not finite if any of the gradients is not
         updates, opt_state = optimizer.update(gradients, state.opt_state, moving)
         moving = optax.apply_updates(moving, updates)
         if not average:
