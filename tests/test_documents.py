@@ -1,0 +1,134 @@
+"""The documents: their code runs, their commands have flags that exist, and the site is built without a warning.
+
+    python tests/test_documents.py FILE    runs the blocks of a document here
+
+A block after a comment `<!-- not run: why -->` takes minutes, or needs LFW: its commands are parsed, no more.
+"""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import evaluate
+import train
+from cmma_jax import __main__ as cmma
+from cmma_jax import command_line
+from cmma_jax.evaluation import judges
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"^    (python .*)$", re.MULTILINE)
+OUTSIDE = ("pip", ".", "tensorboard", "mkdocs", "coverage", "ruff", "mypy")  # commands that are not ours
+MODULES_OUTSIDE = ("venv", "pytest", "coverage", "benchmarks")
+
+
+def blocks(text):
+    """Yields each block's language, code, and whether it is run."""
+    for unless, language, code in BLOCK.findall(text):
+        yield language or "sh", code, not unless
+    for line in INDENTED.findall(text):
+        yield "sh", line, False
+
+
+def commands(code):
+    """Yields the words of each command, without comments."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            yield words[:end]
+            words = words[end + 1:]
+
+
+def ours(words):
+    """Returns a command's parser, its program and its arguments; None: it is not ours."""
+    if words[0] == "python" and words[1] == "-m":
+        words = words[2:]
+        if words[0].split(".")[0] in MODULES_OUTSIDE:
+            return None
+    elif words[0] == "python":
+        words = words[1:]
+    elif words[0] in OUTSIDE:
+        return None
+    program, *arguments = words
+    if program in ("cmma", "cmma_jax"):
+        kind, _ = cmma.COMMANDS[arguments[0]]
+        return lambda argv: command_line.parse(kind, argv[1:], "cmma", ""), cmma.main, arguments
+    module = {"train.py": train, "evaluate.py": evaluate, "cmma_jax.evaluation.judges": judges}[program]
+    return module.parse, module.main, arguments
+
+
+def run(path):
+    """Runs a document's blocks in the present folder."""
+    names = {}
+    for language, code, wanted in blocks(path.read_text()):
+        if language == "python" and wanted:
+            exec(compile(code, str(path), "exec"), names)
+        for words in commands(code) if language == "sh" and wanted else ():
+            if found := ours(words):
+                print("$", *words, flush=True)
+                assert found[1](found[2]) == 0, words
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_has_flags_that_exist_and_python_compiles(name):
+    for language, code, _ in blocks((ROOT / name).read_text()):
+        assert language in ("sh", "python", "csv", "text"), language
+        if language == "python":
+            compile(code, name, "exec")
+        for words in commands(code) if language == "sh" else ():
+            if found := ours(words):
+                parse, _, arguments = found
+                try:
+                    parse(arguments)
+                except SystemExit as stop:  # --help
+                    assert not stop.code, words
+
+
+def run_elsewhere(name, folder):
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    ended = subprocess.run([sys.executable, __file__, str(ROOT / name)], cwd=folder, env=surroundings, text=True,
+                           capture_output=True, timeout=400)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return ended.stdout
+
+
+def test_the_readme_runs(named_runs, tmp_path):
+    shutil.copytree(named_runs, tmp_path / "runs", copy_function=shutil.copy2)
+    for name, i in (("photo", 300), ("a", 301), ("b", 302)):  # PNG by another name: a face of the model's own size
+        shutil.copy(named_runs.parent / "binary" / f"{i}.png", tmp_path / f"{name}.jpg")
+    said = run_elsewhere("README.md", tmp_path)
+    assert said.count("$ python -m cmma_jax") == 5
+    assert {"faces.png", "edited.png", "morph.gif", "sweep.gif", "sampler.bin"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_the_tutorial_runs(tmp_path):
+    said = run_elsewhere("docs/tutorial.md", tmp_path)
+    assert said.count("$ ") == 11 and "going on after epoch 3 of 4" in said
+    assert {"made.png", "mean.png", "smiling.gif", "edited.png", "morph.gif", "mine.safetensors", "hats.png"} <= {
+        path.name for path in tmp_path.iterdir()}
+
+
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs mkdocs: pip install mkdocs-material")
+    ended = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)], cwd=ROOT,
+                           text=True, capture_output=True, timeout=120, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert ended.returncode == 0 and "WARNING" not in ended.stderr, ended.stderr
+    pages = [path.read_text() for path in tmp_path.rglob("*.html")]
+    assert len(pages) > 10
+    for page in pages:
+        for tag in re.findall(r"<(?:link|script|img|iframe)\b[^>]*>", page):
+            assert not re.search(r"(src|href)=[\"']?(https?:)?//", tag), tag
+    for path in tmp_path.rglob("*.css"):
+        assert "@import" not in path.read_text() and "url(http" not in path.read_text()
+
+
+if __name__ == "__main__":
+    run(pathlib.Path(sys.argv[1]))
