@@ -3,13 +3,13 @@
 import inspect
 import sys
 
-from cmma_jax import command_line, commands, paper_figures, parallel
+from cmma_jax import command_line, commands, paper_figures, parallel, web
 
 COMMANDS = {
     "generate": (commands.Generate, commands.generate), "edit": (commands.Edit, commands.edit),
     "infer": (commands.Infer, commands.infer), "morph": (commands.Morph, commands.morph),
     "sweep": (commands.Sweep, commands.sweep), "export": (commands.Export, commands.export),
-    "figures": (paper_figures.Figures, paper_figures.draw),
+    "figures": (paper_figures.Figures, paper_figures.draw), "web": (web.Web, web.serve),
 }
 
 

@@ -193,7 +193,7 @@ class FaceModel:
         return self._settings().settle(attributes, nothing, nothing.astype(bool), groups)
 
     def complete(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the attributes y, mask: [N, A] of faces x with those that are unknown told by q(y|z), if there is one."""
+        """Returns y, mask: [N, A] of faces x with what is unknown told by q(y|z), where there is one."""
         if self.run.model.attributes is None or mask.all():
             return y, mask
         mean, _ = self._infer(x, y, mask, 0, INFERENCE_SAMPLES, 0)
