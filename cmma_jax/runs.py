@@ -72,7 +72,7 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
         assert step is not None  # there is a checkpoint, and so a best one
         config, spec, _ = checkpoints.facts(step)
         model = make_model(config, spec)
-        params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step)
+        params = jax.device_put(checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step))
     return Run(path, config, spec, step, epoch, model, params)
 
 
