@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--runs_dir", default="runs/ablation")
     parser.add_argument("--out", default="docs/ablation.json", help="where the record goes")
     options = parser.parse_args(argv)
-    flags, rungs = [], {}
+    flags: list[str] = []
+    rungs = {}
     for name, added in LADDER.items():
         flags.extend(added)
         rungs[name] = list(flags)

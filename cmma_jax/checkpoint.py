@@ -141,7 +141,7 @@ def _sums(tree: Any) -> dict[str, int]:
     """Returns the CRC-32 of each array's bytes, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"):
-            zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)) for path, leaf in leaves}
+            zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data) for path, leaf in leaves}
 
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _sum_of_facts(facts: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
 
 
-def _few_words(error: Exception) -> str:
+def _few_words(error: BaseException) -> str:
     """Returns the beginning of an exception's message: of a file system's fault, its name."""
     while error.__cause__ and not isinstance(error, OSError):
         error = error.__cause__
@@ -186,6 +186,7 @@ def _damage(checkpoint: pathlib.Path) -> str | None:
             _check_sums(reader.restore(checkpoint.resolve() / "state"), facts)
     except Exception as error:  # a damaged file makes orbax and its decoders raise almost anything
         return _few_words(error)
+    return None
 
 
 def set_damaged_aside(folder: pathlib.Path | str) -> list[str]:

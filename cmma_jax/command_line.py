@@ -58,7 +58,7 @@ def run(program: str, action: Callable[[], None], interrupted: str) -> int:
               "same command again", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"\n{program}: {signal.strsignal(stop.number).lower()}; {stop}", file=sys.stderr)
+        print(f"\n{program}: {(signal.strsignal(stop.number) or 'stopped').lower()}; {stop}", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; {interrupted}", file=sys.stderr)
@@ -77,7 +77,7 @@ def signals_noted() -> Iterator[Callable[[], int]]:
       asked(): the number of the signal that came, 0 as long as none did.
     """
     came, done = [], threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 

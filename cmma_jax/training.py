@@ -1,7 +1,7 @@
 """Training, in three nouns: the state, a step, and fit. It knows pytrees and functions, never a model."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -177,7 +177,7 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, se
     state = placement.put(state)
     if on_device:
         whole = placement.put(faces)
-        calls = ((whole, placement.put(each)) for each in rows)
+        calls: Generator[tuple[Any, Any], None, None] = ((whole, placement.put(each)) for each in rows)
     else:
         def read(each: np.ndarray) -> tuple[None, Faces]:
             mine = each[:, placement.rows]

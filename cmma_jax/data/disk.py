@@ -12,8 +12,8 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -28,7 +28,8 @@ WORKERS = 2  # a face is one copy of its bytes: two threads read faster than any
 AHEAD = 3  # calls read before they are wanted: one on its way to the device, two that even out a slow disk
 
 New = Callable[[str, int], np.ndarray]
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def decoded(build: Callable[[New], Dataset], image_size: int, train: int, memory: float, cache: pathlib.Path,
@@ -75,8 +76,8 @@ def fingerprint(paths: Iterable[pathlib.Path]) -> str:
 
 
 def _write(place: pathlib.Path, build: Callable[[New], Dataset], shape: tuple[int, ...]) -> None:
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f"{place.name}.", ignore_cleanup_errors=True) as folder:
-        folder = pathlib.Path(folder) / "whole"
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f"{place.name}.", ignore_cleanup_errors=True) as made:
+        folder = pathlib.Path(made) / "whole"
         folder.mkdir()
 
         def new(part: str, n: int) -> np.ndarray:
@@ -103,21 +104,21 @@ def _write(place: pathlib.Path, build: Callable[[New], Dataset], shape: tuple[in
 
 def _read(place: pathlib.Path) -> Dataset:
     try:
-        parts = [Faces(*(np.load(place / f"{part}.{name}.npy", mmap_mode="r") for name in Faces._fields))
-                 for part in PARTS]
-        return Dataset(*parts, Spec.from_json(json.loads((place / "spec.json").read_text())))
+        train, validation, test = (Faces(*(np.load(place / f"{part}.{name}.npy", mmap_mode="r")
+                                           for name in Faces._fields)) for part in PARTS)
+        return Dataset(train, validation, test, Spec.from_json(json.loads((place / "spec.json").read_text())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the decoded faces in {place} are damaged ({str(error).splitlines()[0]}); delete that "
                          "folder, and they are decoded again") from error
 
 
-def read_ahead(read: Callable[[A], B], wanted: Iterable[A]) -> Iterator[B]:
+def read_ahead(read: Callable[[A], B], wanted: Iterable[A]) -> Generator[B, None, None]:
     """Yields read(each) for each wanted thing, in order; threads read the next AHEAD meanwhile, and no more.
 
     What read raises is raised here, at its turn. Closing the iterator waits for the reads under way alone.
     """
     with ThreadPoolExecutor(WORKERS, "read") as pool:
-        queue = collections.deque()
+        queue: collections.deque[Future[B]] = collections.deque()
         try:
             for each in wanted:
                 queue.append(pool.submit(read, each))

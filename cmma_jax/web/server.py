@@ -283,12 +283,13 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     async def plane(model: Model) -> PlaneView:
         """The plane of a model's latents: two latents themselves, or the first two principal axes of the faces'."""
         there = find(model).plane
-        return PlaneView(points=there.points.tolist(), shares=tuple(there.shares.tolist()))
+        assert there is not None  # find has seen to it
+        return PlaneView(points=there.points.tolist(), shares=(float(there.shares[0]), float(there.shares[1])))
 
     @app.post("/api/decode")
     async def decode(body: Place, request: Request) -> Pictures:
         """The face at a place on the plane."""
-        return await queue.run(request, lambda: to_pictures(find(body.model).decode(tuple(body.place))))
+        return await queue.run(request, lambda: to_pictures(find(body.model).decode((body.place[0], body.place[1]))))
 
     @app.post("/api/ellipse")
     async def ellipse(body: Ellipse, request: Request) -> EllipseView:

@@ -110,17 +110,19 @@ class Studio:
 
     def decode(self, place: tuple[float, float]) -> np.ndarray:
         """Returns [1, H, W, 3], the face at a place on the plane."""
-        z = self.plane.middle + np.float32(place) @ self.plane.axes
+        assert self.plane is not None  # the server asks such a model nothing of a plane
+        z = self.plane.middle + np.asarray(place, np.float32) @ self.plane.axes
         run = self.model.run
         return np.asarray(sampling.decode(run.model, run.params, z[None], *(a[None] for a in self.model.encode({}))))
 
     def ellipse(self, wanted: Wanted) -> Ellipse:
         """Returns p(z|y) on the plane."""
+        assert self.plane is not None
         y, mask = (a[None] for a in self._settle(wanted, *self.model.encode({})))
         run = self.model.run
         center, covariance = _on_plane(run.model, run.params, y, mask, self.plane.middle, self.plane.axes)
         squares, directions = np.linalg.eigh(np.asarray(covariance, np.float64))
-        return Ellipse(tuple(map(float, center)), tuple(float(2 * math.sqrt(max(each, 0))) for each in squares),
+        return Ellipse(_pair(center), _pair(2 * np.sqrt(np.maximum(squares, 0))),
                        math.atan2(directions[1, 0], directions[0, 0]))
 
     def _settle(self, wanted: Wanted, y: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,6 +132,10 @@ class Studio:
         for name, value in wanted.items():
             y[settings.find(name)] = value
         return y, mask
+
+
+def _pair(values: np.ndarray) -> tuple[float, float]:
+    return float(values[0]), float(values[1])
 
 
 def open_studio(model: FaceModel, faces: np.ndarray) -> Studio:
@@ -153,8 +159,8 @@ def choose_faces(model: FaceModel, test: Faces | None) -> np.ndarray:
     """Returns the faces to pick from, [N, H, W, 3] uint8: some of the test, or of the model's own making."""
     if test is not None:
         return spread(test, SHOWN).x
-    made = [model.generate_encoded(*(np.repeat(a[None], BATCH, 0) for a in model.encode({})), seed)
-            for seed in range(STAND_INS // BATCH)]
+    y, mask = (np.repeat(a[None], BATCH, 0) for a in model.encode({}))
+    made = [model.generate_encoded(y, mask, seed) for seed in range(STAND_INS // BATCH)]
     return np.round(255 * np.concatenate(made)).astype(np.uint8)
 
 
