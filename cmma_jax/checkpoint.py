@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from cmma_jax.config import Config
 from cmma_jax.data.dataset import Spec
 from cmma_jax.errors import InputError
+from cmma_jax.parallel import on_all_processes
 
 RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's number of epochs
 
@@ -40,7 +41,7 @@ class Checkpoints(NamedTuple):
         background and ends at the latest when the folder is closed.
         """
         facts = {"config": json.loads(config.to_json()), "spec": spec.to_json(), "metrics": metrics}
-        items = ocp.args.Composite(state=ocp.args.PyTreeSave(jax.tree.map(np.asarray, state)),
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(on_all_processes(jax.tree.map(np.asarray, state))),
                                    facts=ocp.args.JsonSave(facts))
         self.manager.save(int(state.step), args=items, metrics=metrics)
 
@@ -59,7 +60,9 @@ class Checkpoints(NamedTuple):
     def _restore(self, like: Any, step: int | None, partial: bool) -> Any:
         step = self._step(step)
         target = jax.tree.map(lambda a: np.empty(np.shape(a), a.dtype), like)
-        args = ocp.args.PyTreeRestore(target, partial_restore=partial)
+        # To the host's memory, wherever the arrays lay: these may not be the devices and processes that saved them.
+        host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        args = ocp.args.PyTreeRestore(target, restore_args=host, partial_restore=partial)
         try:
             return self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except (ValueError, KeyError, OSError) as error:
