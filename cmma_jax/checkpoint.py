@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from cmma_jax.config import Config
 from cmma_jax.data.dataset import Spec
 from cmma_jax.errors import InputError
+from cmma_jax.parallel import on_all_processes
 
 RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's number of epochs
 UNSUMMED = {"config", "spec", "metrics"}  # all that the facts held before there were sums
@@ -66,7 +67,7 @@ class Checkpoints(NamedTuple):
         state = jax.tree.map(np.asarray, state)
         facts = {"config": json.loads(config.to_json()), "spec": spec.to_json(), "metrics": metrics,
                  "begun": begun or {}, "sums": _sums(state)}
-        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state),
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(on_all_processes(state)),
                                    facts=ocp.args.JsonSave({"facts": facts, "sum": _sum_of_facts(facts)}))
         with self._writing():
             self.manager.save(int(state.step), args=items, metrics=metrics)
@@ -101,7 +102,9 @@ class Checkpoints(NamedTuple):
         step = self._step(step)
         facts = self._facts(step)
         target = jax.tree.map(lambda a: np.empty(np.shape(a), a.dtype), like)
-        args = ocp.args.PyTreeRestore(target, partial_restore=partial)
+        # To the host's memory, wherever the arrays lay: these may not be the devices and processes that saved them.
+        host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        args = ocp.args.PyTreeRestore(target, restore_args=host, partial_restore=partial)
         try:
             with _reading():
                 state = self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]

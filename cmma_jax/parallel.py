@@ -187,6 +187,20 @@ def losses_told(program: str, mend: str) -> Iterator[None]:
         print(f"\n{program}: error: process {jax.process_index()} of {jax.process_count()} lost another one "
               f"({str(error).splitlines()[0]}); {mend}", file=sys.stderr, flush=True)
         os._exit(1)
+
+
+def on_all_processes(tree: Tree) -> Tree:
+    """Returns host arrays that are equal on all processes as arrays which all of them hold: Orbax has each write a part.
+
+    Of one process alone they stay as they are.
+    """
+    if jax.process_count() == 1:
+        return tree
+    firsts = {device.process_index: device for device in reversed(jax.devices())}
+    held = NamedSharding(Mesh([firsts[i] for i in range(jax.process_count())], ("process",)), PartitionSpec())
+    return jax.tree.map(lambda a: jax.make_array_from_callback(np.shape(a), held, lambda _: a), tree)
+
+
 def room_for_faces(data_on_device: str) -> float:
     """Returns how many bytes of training faces go to every device; more are streamed.
 
