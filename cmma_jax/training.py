@@ -104,7 +104,7 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
         (value, terms), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         means = {"loss": value} | jax.tree.map(jnp.mean, terms)
         gradients, means = placement.mean((gradients, means))
-        means |= {"gradient_norm": optax.global_norm(gradients)}  # not finite if any of the gradients is not
+        means |= {"gradient_norm": optax.tree.norm(gradients)}  # not finite if any of the gradients is not
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), means
 
