@@ -190,7 +190,7 @@ def losses_told(program: str, mend: str) -> Iterator[None]:
 
 
 def on_all_processes(tree: Tree) -> Tree:
-    """Returns host arrays that are equal on all processes as arrays which all of them hold: Orbax has each write a part.
+    """Returns host arrays, equal on all processes, as arrays which all of them hold: Orbax has each write a part.
 
     Of one process alone they stay as they are.
     """
