@@ -25,6 +25,7 @@ from cmma_jax.errors import InputError
 from cmma_jax.parallel import on_all_processes
 
 RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's number of epochs
+ON_HOST = ocp.RestoreArgs(restore_type=np.ndarray)
 UNSUMMED = {"config", "spec", "metrics"}  # all that the facts held before there were sums
 
 
@@ -103,7 +104,7 @@ class Checkpoints(NamedTuple):
         facts = self._facts(step)
         target = jax.tree.map(lambda a: np.empty(np.shape(a), a.dtype), like)
         # To the host's memory, wherever the arrays lay: these may not be the devices and processes that saved them.
-        host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        host = jax.tree.map(lambda _: ON_HOST, target)
         args = ocp.args.PyTreeRestore(target, restore_args=host, partial_restore=partial)
         try:
             with _reading():
@@ -186,7 +187,10 @@ def _damage(checkpoint: pathlib.Path) -> str | None:
         if facts["metrics"] and json.loads((checkpoint / "metrics" / "metrics").read_text()) != facts["metrics"]:
             return "its metrics are not those that were saved"
         with _reading(), ocp.PyTreeCheckpointer() as reader:
-            _check_sums(reader.restore(checkpoint.resolve() / "state"), facts)
+            state = checkpoint.resolve() / "state"
+            saved = reader.metadata(state).item_metadata.tree
+            args = ocp.args.PyTreeRestore(restore_args=jax.tree.map(lambda _: ON_HOST, saved))
+            _check_sums(reader.restore(state, args=args), facts)
     except Exception as error:  # a damaged file makes orbax and its decoders raise almost anything
         return _few_words(error)
     return None
@@ -204,10 +208,10 @@ def set_damaged_aside(folder: pathlib.Path | str) -> list[str]:
       InputError: none is whole, and nothing was moved; or it cannot be moved.
     """
     folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        return []
     _quiet()
-    found = {int(path.name): _damage(path) for path in sorted(folder.iterdir()) if path.name.isdecimal()}
+    # Where there is no folder the processes meet below all the same: another may find it, made by the first, empty.
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = {int(path.name): _damage(path) for path in there if path.name.isdecimal()}
     damaged = {step: why for step, why in found.items() if why}
     if damaged and len(damaged) == len(found):
         step = max(damaged)
