@@ -160,9 +160,9 @@ def start_processes(coordinator: str, num_processes: int, process_id: int) -> No
 
 
 def on_all_processes(tree: Tree) -> Tree:
-    """Returns host arrays that are equal on all processes as arrays which all of them hold: Orbax has each write a part.
+    """Returns host arrays that are equal on all processes as arrays that all of them hold; of one alone, as they are.
 
-    Of one process alone they stay as they are.
+    Orbax has each process write a part of those.
     """
     if jax.process_count() == 1:
         return tree
