@@ -19,8 +19,10 @@ import train
 from cmma_jax.checkpoint import open_checkpoints
 from cmma_jax.config import PRESETS, Config
 from cmma_jax.errors import InputError
+from cmma_jax.models import make_model
 from cmma_jax.records import read_metrics
 from cmma_jax.runs import load_run
+from cmma_jax.training import make_optimizer
 
 TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1"]
 CGAN = ["--model=cgan", "--preset=gauthier", "--epochs=4"]
@@ -39,8 +41,10 @@ def start(args, **env):
 def last_state(run):
     with open_checkpoints(run / "checkpoints") as checkpoints:
         step = checkpoints.steps()[-1]
-        there = checkpoints.manager.item_metadata(step)["state"].tree
-        return step, checkpoints.restore(jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), there), step)
+        config, spec, _ = checkpoints.facts(step)
+        optimizer, _ = make_optimizer(config, 5)
+        like = jax.eval_shape(lambda: train.fresh_state(make_model(config, spec), optimizer, 0))
+        return step, checkpoints.restore(like, step)
 
 
 def comparable(run):
@@ -211,11 +215,11 @@ def test_two_processes_are_killed_and_resume_as_one_and_as_two(undisturbed, face
     processes = start_two(args[0])
     said = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    expected = last_state(undisturbed)[1]["params"]
+    expected = last_state(undisturbed)[1].params
     for run in runs:
         step, state = last_state(run)
         assert step == 40 and [record["epoch"] for record in read_metrics(run)] == list(range(1, 9))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5), state["params"], expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5), state.params, expected)
     assert list((runs[0] / "checkpoints" / "40" / "state" / "ocdbt.process_1" / "d").iterdir())  # both have written
 
 

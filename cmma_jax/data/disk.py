@@ -9,12 +9,13 @@ for every batch: a face costs one copy of its bytes in every epoch instead of a 
 import collections
 import hashlib
 import json
+import mmap
 import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -104,12 +105,20 @@ def _write(place: pathlib.Path, build: Callable[[New], Dataset], shape: tuple[in
 
 def _read(place: pathlib.Path) -> Dataset:
     try:
-        train, validation, test = (Faces(*(np.load(place / f"{part}.{name}.npy", mmap_mode="r")
-                                           for name in Faces._fields)) for part in PARTS)
+        train, validation, test = (Faces(*(_open_map(place / f"{part}.{name}.npy") for name in Faces._fields))
+                                   for part in PARTS)
         return Dataset(train, validation, test, Spec.from_json(json.loads((place / "spec.json").read_text())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the decoded faces in {place} are damaged ({str(error).splitlines()[0]}); delete that "
                          "folder, and they are decoded again") from error
+
+
+def _open_map(path: pathlib.Path) -> Any:
+    """Opens a memory map for reading by index: reading on behind each face took two to three times as long."""
+    a = np.load(path, mmap_mode="r")
+    if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+        a.base.madvise(mmap.MADV_RANDOM)
+    return a
 
 
 def read_ahead(read: Callable[[A], B], wanted: Iterable[A]) -> Generator[B, None, None]:
