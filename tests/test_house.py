@@ -22,6 +22,9 @@ FLOORS = [
     {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
      "evaluation.judges", "evaluation.embeddings", "evaluation.detection", "evaluation.table", "plots", "api"},
     {"evaluation.editing", "paper_figures", "commands"},
+    {"web.groups", "web.guard", "web.studio"},
+    {"web.server"},
+    {"web"},
     {"__main__"},
 ]
 GROUND = FLOORS[1]

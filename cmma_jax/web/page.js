@@ -252,7 +252,7 @@ function showMade() {
   });
   const words = wanted.words() || "nothing asked for";
   show($("made"), state.made[state.shown], `${nameOfMade(state.shown)}: ${words}`);
-  $("made-caption").textContent = `${nameOfMade(state.shown)}. ${words}.`;
+  $("made-caption").textContent = `${nameOfMade(state.shown)}: ${words}`;
 }
 
 function show(image, source, said) {
@@ -508,7 +508,7 @@ const askPlane = line(async (signal) => {
   const share = plane.shares.map((each) => `${(100 * each).toFixed(0)} %`);
   const what = `${about.faces_are === "test" ? "Test" : "Generated"} faces at the means of q(z|x).`;
   $("plane-said").textContent = model().latents === 2 ? `The two latents. ${what} Click to decode a place.`
-    : `The first two principal axes of z, with ${share[0]} and ${share[1]} of its variance over these faces. ${what} Click to decode a place.`;
+    : `The two axes of z along which faces change most: ${share[0]} and ${share[1]} of how z moves pixels. ${what} Click to decode a place.`;
   showPlane();
   askDecode();
   await addEllipse({}, "anything", signal);

@@ -14,7 +14,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-import cmma_jax.web
 from cmma_jax.api import FaceModel
 from cmma_jax.attributes import FARTHEST, Attributes
 from cmma_jax.data.dataset import Faces
@@ -81,7 +80,7 @@ class Cropped(BaseModel):
 
 
 class PlaneView(BaseModel):
-    """The plane of a model's latents: the faces' places, and each axis's share of the variance."""
+    """The plane of a model's latents: the faces' places, and each axis's share of how z moves faces."""
 
     points: list[tuple[float, float]]
     shares: tuple[float, float]
@@ -157,7 +156,7 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     faces = studio.choose_faces(first, test)
     pictures = [studio.to_png(face / np.float32(255)) for face in faces]
     studios = {model.run.system: studio.open_studio(model, faces) for model in models}
-    files = {path: (resources.files(cmma_jax.web).joinpath(name).read_bytes(), kind)
+    files = {path: (resources.files("cmma_jax.web").joinpath(name).read_bytes(), kind)
              for path, (name, kind) in FILES.items()}
     height, width, channels = spec.image_shape
     lowest, highest = RANGE[spec.kind]
@@ -281,7 +280,7 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
 
     @app.get("/api/plane")
     async def plane(model: Model) -> PlaneView:
-        """The plane of a model's latents: two latents themselves, or the first two principal axes of the faces'."""
+        """The plane of a model's latents: two latents themselves, or the two axes of z that move faces most."""
         there = find(model).plane
         assert there is not None  # find has seen to it
         return PlaneView(points=there.points.tolist(), shares=(float(there.shares[0]), float(there.shares[1])))

@@ -31,12 +31,16 @@ Wanted = dict[str, float]
 
 
 class Plane(NamedTuple):
-    """Two axes through the latents of faces: their first principal ones, or those of z itself if J = 2.
+    """Two axes through the latents of faces: those of z itself if J = 2, else the two along which faces change most.
+
+    They are principal axes of z as the decoder weighs it: the first singular vectors of what a step along each latent,
+    one way and the other, changes of the face where the axes cross. The latents by themselves have unit deviation in
+    nearly every direction, so that their own principal axes are those of a few odd faces.
 
     Attributes:
-      middle: [J] where they cross.
+      middle: [J] where the axes cross: 0 if J = 2, else the mean of the faces' latents.
       axes: [2, J] of unit length, orthogonal.
-      shares: [2] of the latents' variance.
+      shares: [2] of the squares of those changes; of the latents' variance if J = 2.
       points: [N, 2] the faces' places.
     """
 
@@ -224,17 +228,21 @@ def _plane(model: FaceModel, faces: np.ndarray) -> Plane | None:
     run = model.run
     if run.model.posterior is None:
         return None
+    encode, decode = (functools.partial(each, run.model, run.params) for each in (sampling.encode, sampling.decode))
     y, mask = (np.repeat(a[None], len(faces), 0) for a in model.encode({}))
-    z = sampling.in_batches(lambda *arrays: sampling.encode(run.model, run.params, *arrays),
-                            faces / np.float32(255), y, mask)
+    z = sampling.in_batches(encode, faces / np.float32(255), y, mask)
     if z.shape[1] == 2:
         middle, axes = np.zeros(2, np.float32), np.eye(2, dtype=np.float32)
+        shares = z.var(0) / z.var(0).sum()
     else:
         middle = z.mean(0)
-        axes = np.linalg.svd(z - middle[None], full_matrices=False)[2][:2]
-        axes *= np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])[:, None]  # an axis has no direction of its own
-    points = (z - middle[None]) @ axes.T
-    return Plane(middle, axes, points.var(0) / z.var(0).sum(), points)
+        steps = np.concatenate([middle[None] + sign * np.eye(len(middle), dtype=np.float32) for sign in (1, -1)])
+        nothing = (np.repeat(a[:1], len(steps), 0) for a in (y, mask))
+        ahead, behind = np.split(sampling.in_batches(decode, steps, *nothing).reshape(len(steps), -1), 2)
+        squares, directions = np.linalg.eigh((ahead - behind) @ (ahead - behind).T)  # ascending
+        axes, shares = directions[:, :-3:-1].T, squares[:-3:-1] / squares.sum()
+        axes = axes * np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])[:, None]  # either sign is as good
+    return Plane(middle, axes, shares, (z - middle[None]) @ axes.T)
 
 
 @functools.partial(jax.jit, static_argnums=0)
