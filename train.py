@@ -7,14 +7,15 @@ import json
 import pathlib
 import sys
 import time
-from typing import cast
+from collections.abc import Callable
+from typing import NoReturn, cast
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from cmma_jax import command_line, figures, parallel
-from cmma_jax.checkpoint import RANKED_BY, Checkpoints, open_checkpoints
+from cmma_jax.checkpoint import RANKED_BY, Checkpoints, open_checkpoints, set_damaged_aside
 from cmma_jax.config import MAY_CHANGE, PRESETS, Config, ModelName, did_you_mean
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset, Faces, Spec, mirrored, spread
@@ -22,12 +23,12 @@ from cmma_jax.errors import InputError
 from cmma_jax.evaluation.bounds import bits_per_dimension, dequantised_pixels, flow_matching, variational_bound
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import SIGMAS, model_sampler, parzen_log_likelihood
-from cmma_jax.files import make_folder
+from cmma_jax.files import make_folder, write_whole
 from cmma_jax.models import MODELS, Model, count_parameters, make_model
 from cmma_jax.networks import GROUP
 from cmma_jax.objectives import make_adversarial_loss, make_flow_loss, make_loss
 from cmma_jax.ppca import fit_conditional_ppca, start_from_ppca
-from cmma_jax.records import open_records
+from cmma_jax.records import open_records, read_metrics
 from cmma_jax.runs import check_data, load_run
 from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
 
@@ -46,6 +47,8 @@ faces at the prior's mean; random samples) and tensorboard/ (tensorboard --logdi
 
 GAN_FACES, GAN_SAMPLES = 100, 50  # of an epoch's Parzen estimate, a few seconds on 2 cores
 CPU_STEPS_PER_CALL = 10  # a step takes a good part of a second there: call often, so that the bar moves
+STREAMED_STEPS_PER_CALL = 50  # elsewhere: some calls' faces, 61 MB each in batches of 100, are on the device at once
+PPCA_FACES = 20_000  # from which the linear start is fitted, spread over those that train; in memory as float32
 
 
 def parse(argv: list[str]) -> Config:
@@ -76,9 +79,15 @@ def train(config: Config) -> None:
     """Trains a run to its end, from its last checkpoint if there is one, and prints what came out."""
     parallel.start_processes(config.coordinator, config.num_processes, config.process_id)
     parallel.enable_compilation_cache()
-    say = print if jax.process_index() == 0 else lambda *_: None
+    main = jax.process_index() == 0
+    say = print if main else lambda *_: None
+
+    def warn(line: str) -> None:
+        if main:
+            print(f"train.py: warning: {line}", file=sys.stderr)
+
     if warning := parallel.warn_unused_gpu():
-        print(f"train.py: warning: {warning}", file=sys.stderr)
+        warn(warning)
     placement = parallel.place(config.devices, config.parallel, config.batch_size)
     if config.model == "cgan" and config.batch_size % (GROUP * placement.count):
         raise InputError(f"--batch_size={config.batch_size}: a CGAN's discriminator compares faces in groups "
@@ -87,7 +96,9 @@ def train(config: Config) -> None:
     if not config.resume and (run / "config.json").exists():
         raise InputError(f"{run} already holds a run, which --no-resume will not overwrite; "
                          "give another --run_dir, or leave --no-resume out to go on with it")
-    data = load_dataset(config.dataset, config.data_dir, kind=config.attributes, image_size=config.image_size)
+    room = parallel.room_for_faces(config.data_on_device)
+    data = load_dataset(config.dataset, config.data_dir, kind=config.attributes, image_size=config.image_size,
+                        memory=room, cache=config.cache)
     if data.train.size < config.batch_size:
         raise InputError(f"{data.train.size} training faces are fewer than --batch_size={config.batch_size}; "
                          f"give --batch_size={max(1, data.train.size // 2)}")
@@ -97,76 +108,116 @@ def train(config: Config) -> None:
     model = make_model(config, data.spec)
     steps_per_epoch = data.train.size // config.batch_size
     optimizer, rate = make_optimizer(config, steps_per_epoch)
-    state = fresh_state(model, optimizer, config.seed)
+    state = fresh_state(model, optimizer, config.seed, config.average)
     say(f"{config.model} on {data.spec.dataset}: {data.train.size:,} training faces, {len(data.spec.attributes)} "
         f"{data.spec.kind} attributes, {count_parameters(state.params):,} parameters, {placement.count} x "
         f"{jax.devices()[0].device_kind}; run in {run}")
 
+    for line in set_damaged_aside(run / "checkpoints"):
+        warn(line)
     with open_checkpoints(run / "checkpoints") as checkpoints:
+        begun = {}
         if checkpoints.steps():
             check_same(config, data.spec, checkpoints)
-            state = checkpoints.restore(state)
-            say(f"going on after epoch {int(state.step) // steps_per_epoch} of {config.epochs}")
+            state, begun = checkpoints.restore(state), checkpoints.begun()
+            epochs, steps = divmod(int(state.step), steps_per_epoch)
+            say(f"going on after epoch {epochs} of {config.epochs}" + (f" and {steps} steps" if steps else ""))
         else:
+            if logged := len(read_metrics(run)):
+                refuse_lost_checkpoints(run, logged, config.checkpoint_every)
+                warn(f"{run} was stopped before its first checkpoint; its {logged} logged epochs are done again")
             if config.prior == "flow":
-                state = state._replace(params=state.params | (start or start_params(config, data)))
+                state = begin_at(state, state.params | (start or start_params(config, data)))
             elif config.linear_path:
                 say("starting from conditional probabilistic PCA ...")
-                faces = mirrored(data.train) if config.mirror else data.train
+                faces = spread(data.train, PPCA_FACES)
+                faces = mirrored(faces) if config.mirror else faces
                 if config.model == "vae":
                     faces = faces._replace(mask=np.zeros_like(faces.mask))
                 ppca = fit_conditional_ppca(faces, data.spec, config.latent_size)
-                state = state._replace(params=start_from_ppca(state.params, ppca))
-            if jax.process_index() == 0:
-                (run / "config.json").write_text(config.to_json())
+                state = begin_at(state, start_from_ppca(state.params, ppca))
+            if main:
+                write_whole(run / "config.json", config.to_json().encode(), "run_dir")
         loss = objective(model, config, data.spec)
-        step = make_step(loss, optimizer, config.seed, config.batch_size, config.mirror, placement)
-        train_epochs(config, data, run, model, make_run(step, placement), rate, state, placement, checkpoints)
+        step = make_step(loss, optimizer, config.seed, config.batch_size, config.mirror, placement, config.average)
+        with (parallel.losses_told("train.py", "start all of them again: they go on after the last checkpoint"),
+              command_line.signals_noted() as asked):
+            train_epochs(config, data, data.train.x.nbytes <= room, run, model, make_run(step, placement), rate,
+                         state, begun, placement, checkpoints, asked)
         report(config, data, run, model, state, checkpoints, say)
 
 
-def train_epochs(config: Config, data: Dataset, run: pathlib.Path, model: Model, run_steps, rate, state: TrainState,
-                 placement: parallel.Placement, checkpoints: Checkpoints) -> None:
-    """Trains epoch by epoch; after each: the validation bound, records, a checkpoint, now and then a picture."""
+def refuse_lost_checkpoints(run: pathlib.Path, logged: int, checkpoint_every: int) -> None:
+    """Raises InputError if a run without a checkpoint has more epochs in its records than it can have lost by a kill:
+    those to the first checkpoint, and those while that was written.
+    """
+    if logged > 2 * checkpoint_every:
+        raise InputError(f"{run} has {logged} epochs in metrics.jsonl but no checkpoint; restore {run / 'checkpoints'} "
+                         "from a copy, or give another --run_dir to train from the beginning")
+
+
+def train_epochs(config: Config, data: Dataset, on_device: bool, run: pathlib.Path, model: Model, run_steps, rate,
+                 state: TrainState, begun: dict[str, list[float]], placement: parallel.Placement,
+                 checkpoints: Checkpoints, asked: Callable[[], int]) -> None:
+    """Trains epoch by epoch; after each: the validation bound, records, a checkpoint, now and then a picture.
+
+    Where a signal has come, it stops at the next look with a checkpoint of the state as it is, which may be in the
+    middle of an epoch: `begun` are the means of that epoch's steps from the checkpoint that it goes on from.
+
+    Raises:
+      Interrupted: a signal came, to this process or another; all is saved.
+    """
     steps_per_epoch = data.train.size // config.batch_size
     start = int(state.step) // steps_per_epoch
-    steps_per_call = steps_per_epoch
-    if jax.default_backend() == "cpu":
-        steps_per_call = max(n for n in range(1, CPU_STEPS_PER_CALL + 1) if steps_per_epoch % n == 0)
+    steps_per_call = (CPU_STEPS_PER_CALL if jax.default_backend() == "cpu" else
+                      steps_per_epoch if on_device else STREAMED_STEPS_PER_CALL)
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         record = stack.enter_context(open_records(run, start)) if main else lambda _: None
         bar = stack.enter_context(tqdm(total=steps_per_epoch * config.batch_size * config.epochs, unit=" faces",
-                                       initial=start * steps_per_epoch * config.batch_size, disable=not main,
+                                       initial=int(state.step) * config.batch_size, disable=not main,
                                        mininterval=0.5, dynamic_ncols=True))
-        parts, began = [], time.perf_counter()
-        for now, means in fit(run_steps, state, data.train, placement, steps_per_epoch, config.epochs,
-                              steps_per_call):
+        parts = [{name: np.asarray(values, np.float32) for name, values in begun.items()}] if begun else []
+        steps, began = steps_per_epoch - int(state.step) % steps_per_epoch, time.perf_counter()
+        for now, means in fit(run_steps, state, data.train, placement, config.seed, config.batch_size, config.epochs,
+                              steps_per_call, on_device):
             parts.append(means)
             bar.update(len(means["loss"]) * config.batch_size)
             bar.set_description(f"epoch {start + 1}/{config.epochs}", refresh=False)
             bar.set_postfix_str(headline(means), refresh=False)
-            if sum(len(part["loss"]) for part in parts) < steps_per_epoch:
+            epoch = {name: np.concatenate([part[name] for part in parts]) for name in means}
+            here = placement.get(now)
+            if len(epoch["loss"]) < steps_per_epoch:
+                if number := parallel.highest(asked()):
+                    checkpoints.save(here, config, data.spec, {}, {name: a.tolist() for name, a in epoch.items()})
+                    stop(number, checkpoints, here)
                 continue
             seconds, start = time.perf_counter() - began, start + 1
-            here = placement.get(now)
-            train_means = {f"train_{name}": float(np.concatenate([part[name] for part in parts]).mean())
-                           for name in means}
+            train_means = {f"train_{name}": float(values.mean()) for name, values in epoch.items()}
             measured = validate(model, here.params, data.validation)
             # a CGAN's latest: Parzen prefers one whose faces are all alike
             score = -measured["matching"] if "matching" in measured else measured.get("bound", start)
             metrics = {"epoch": start, "step": int(here.step), **train_means,
                        **{f"validation_{name}": value for name, value in measured.items()},
                        "learning_rate": float(rate(int(here.step) - 1)),
-                       "faces_per_second": steps_per_epoch * config.batch_size / seconds, "seconds": seconds}
+                       "faces_per_second": steps * config.batch_size / seconds, "seconds": seconds}
             record(metrics)
-            last = start == config.epochs
-            if last or start % config.checkpoint_every == 0:
+            last, number = start == config.epochs, parallel.highest(asked())
+            if number or last or start % config.checkpoint_every == 0:
                 checkpoints.save(here, config, data.spec, {RANKED_BY: score})
             if main and (last or start == 1 or start % config.grid_every == 0):
                 picture = figures.progress(model, here.params, data.validation)
                 figures.save_picture(picture, run / "grids" / f"epoch_{start:04d}.png")
-            parts, began = [], time.perf_counter()
+            if number:
+                stop(number, checkpoints, here)
+            parts, steps, began = [], steps_per_epoch, time.perf_counter()
+        checkpoints.wait()
+
+
+def stop(number: int, checkpoints: Checkpoints, state: TrainState) -> NoReturn:
+    """Waits for the checkpoint of a state to be on disk, and raises Interrupted for a signal's number."""
+    checkpoints.wait()
+    raise command_line.Interrupted(number, f"the same command goes on after step {int(state.step)}")
 
 
 def objective(model: Model, config: Config, spec: Spec):
@@ -206,7 +257,7 @@ def start_params(config: Config, data: Dataset) -> dict:
       InputError: there is none, it is not finished, or its model or data are others.
     """
     start = load_run(config.start_path())
-    for name in ("model", "attributes", "latent_size", "width", "prior_hidden", "linear_path"):
+    for name in ("model", "attributes", "latent_size", "width", "prior_hidden", "linear_path", "blocks", "variance"):
         if (theirs := getattr(start.config, name)) != getattr(config, name):
             raise InputError(f"--start_from={start.path} has --{name}={theirs}, not {getattr(config, name)}; give "
                              f"--{name}={theirs}, or another --start_from")
@@ -216,15 +267,20 @@ def start_params(config: Config, data: Dataset) -> dict:
     return start.params
 
 
-def fresh_state(model: Model, optimizer, seed: int) -> TrainState:
+def fresh_state(model: Model, optimizer, seed: int, average: float = 0.0) -> TrainState:
     """Returns the state before the first step, a pure function of the seed."""
 
     @jax.jit
     def make(key: jax.Array) -> TrainState:
         params = model.init(key)
-        return TrainState(jax.numpy.int32(0), params, optimizer.init(params))
+        return TrainState(jax.numpy.int32(0), params, optimizer.init(params), params if average else ())
 
     return make(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def begin_at(state: TrainState, params: dict) -> TrainState:
+    """Returns a fresh state at other parameters; a moving average, if there is one, begins there too."""
+    return state._replace(params=params, moving=jax.tree.map(np.array, params) if state.moving else ())
 
 
 def check_same(config: Config, spec: Spec, checkpoints: Checkpoints) -> None:
@@ -272,9 +328,9 @@ def train_seeds(config: Config) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns its exit code: 2 for bad input, 130 for an interrupt."""
+    """Runs the command line; returns its exit code: 2 for bad input, 130 for an interrupt, 143 for SIGTERM."""
     return command_line.run("train.py", lambda: train_seeds(parse(argv)),
-                            "the same command goes on after the last whole epoch")
+                            "the same command begins again, or goes on after the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from cmma_jax import layers, parallel
 from cmma_jax.config import Config
-from cmma_jax.data.dataset import Faces, make_dataset
+from cmma_jax.data.dataset import Faces, call_rows, make_dataset
 from cmma_jax.models import cmma
 from cmma_jax.objectives import make_loss
 from cmma_jax.training import TrainState, make_optimizer, make_run, make_step
@@ -49,16 +49,19 @@ def jax_contestant(data, batch_size, steps, as_scan):
                                          epochs=1), 10**6)
     placement = parallel.place(1, "pmap", batch_size)
     step = make_step(make_loss(model, 0.0, 1.0), optimizer, 0, batch_size, False, placement)
-    run_steps = make_run(step, placement) if as_scan else placement.compile(lambda state, faces, n: step(state, faces))
+    run_steps = make_run(step, placement)
+    if not as_scan:
+        run_steps = placement.compile(lambda state, data: step(state, Faces(*(a[data[1][0]] for a in data[0]))))
     params = jax.jit(model.init)(jax.random.key(0))
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     faces = placement.put(data.train)
+    calls = call_rows(0, 0, 10**6, data.train.size, batch_size, steps if as_scan else 1)
 
     def run() -> float:
         nonlocal state
         began = time.perf_counter()
         for _ in range(1 if as_scan else steps):
-            state, means = run_steps(state, faces, steps)
+            state, means = run_steps(state, (faces, placement.put(next(calls))))
             jax.block_until_ready((state, means))
         return (time.perf_counter() - began) / steps
 

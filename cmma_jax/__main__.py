@@ -5,13 +5,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from cmma_jax import command_line, commands, paper_figures, parallel
+from cmma_jax import command_line, commands, paper_figures, parallel, web
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "generate": (commands.Generate, commands.generate), "edit": (commands.Edit, commands.edit),
     "infer": (commands.Infer, commands.infer), "morph": (commands.Morph, commands.morph),
     "sweep": (commands.Sweep, commands.sweep), "export": (commands.Export, commands.export),
     "compact": (commands.Compact, commands.compact), "figures": (paper_figures.Figures, paper_figures.draw),
+    "web": (web.Web, web.serve),
 }
 
 

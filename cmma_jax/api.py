@@ -110,7 +110,7 @@ class FaceModel:
         """
         x = self._faces(x)
         self._settings().settle(attributes, *self.encode({}), groups)  # errors before the work
-        old, mask = self._complete(x, *self._rows(y or {}, len(x), groups))
+        old, mask = self.complete(x, *self._rows(y or {}, len(x), groups))
         new, new_mask = self._settings().settle(attributes, old, mask, groups)
         return self.edit_encoded(x, old, mask, new, new_mask, intensity, literal=literal, keep_detail=keep_detail)
 
@@ -160,7 +160,7 @@ class FaceModel:
         x = self._faces(x)
         if len(x) != 2 or frames < 2:
             raise InputError(f"a morph needs 2 faces and 2 frames or more; got {len(x)} faces and {frames} frames")
-        y, mask = self._complete(x, *self._rows({}, 2, True))
+        y, mask = self.complete(x, *self._rows({}, 2, True))
         return np.asarray(sampling.morph(self.run.model, self.run.params, x, y, mask, np.linspace(0, 1, frames,
                                                                                                 dtype=np.float32)))
 
@@ -178,7 +178,7 @@ class FaceModel:
         """
         x, levels = None if face is None else self._faces(face), np.asarray(levels, np.float32)
         y, mask = self.encode(attributes or {}, groups) if x is None else (
-            a[0] for a in self._complete(x, *self._rows(attributes or {}, 1, groups)))
+            a[0] for a in self.complete(x, *self._rows(attributes or {}, 1, groups)))
         column, settle = self._settings().find(attribute), functools.partial(self._settings().settle, groups=groups)
         if self.run.spec.kind == "binary":
             (less, less_mask), (more, more_mask) = (settle({attribute: value}, y, mask) for value in (0, 1))
@@ -199,6 +199,14 @@ class FaceModel:
         """Returns y, mask: [A] of named attributes, the others unknown."""
         nothing = np.zeros(len(self.attributes), np.float32)
         return self._settings().settle(attributes, nothing, nothing.astype(bool), groups)
+
+    def complete(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns y, mask: [N, A] of faces x with what is unknown told by q(y|z), where there is one."""
+        if self.run.model.attributes is None or mask.all():
+            return y, mask
+        mean, _ = self._infer(x, y, mask, 0, INFERENCE_SAMPLES, 0)
+        told = (mean > 0.5).astype(np.float32) if self.run.spec.kind == "binary" else mean
+        return np.where(mask, y, told), np.ones_like(mask)
 
     def export(self, path: pathlib.Path | str) -> list[pathlib.Path]:
         """Writes the sampler as StableHLO, by `jax.export`, for programs that do not have this package.
@@ -239,14 +247,6 @@ class FaceModel:
     def _rows(self, attributes: Settings, n: int, groups: bool) -> tuple[np.ndarray, np.ndarray]:
         y, mask = self.encode(attributes, groups)
         return np.repeat(y[None], n, 0), np.repeat(mask[None], n, 0)
-
-    def _complete(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the attributes with those that are unknown told from the faces, where the model can tell them."""
-        if self.run.model.attributes is None or mask.all():
-            return y, mask
-        mean, _ = self._infer(x, y, mask, 0, INFERENCE_SAMPLES, 0)
-        told = (mean > 0.5).astype(np.float32) if self.run.spec.kind == "binary" else mean
-        return np.where(mask, y, told), np.ones_like(mask)
 
     def _infer(self, x, y, mask, seed, samples, steps) -> tuple[np.ndarray, np.ndarray]:
         self._require("attributes", "has no q(y|z) to tell attributes by; use a CMMA")

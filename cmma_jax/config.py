@@ -29,6 +29,12 @@ class Config:
     """For lfw: binary labels (LFWA+), or real-valued scores (Kumar et al.), standardised."""
     image_size: int = 64
     """Height and width of the faces, a multiple of 16; synthetic and lfw have 64."""
+    data_on_device: Literal["auto", "true", "false"] = "auto"
+    """true: the training faces are put on every device; false: their batches are streamed, by threads, from the host's
+    memory, or, of folder and tfds, from memory maps on disk; auto: on the device if they take at most a quarter of its
+    memory. The parameters are the same to the last bit."""
+    cache: str = ""
+    """Where folder and tfds keep the memory maps, 12,288 bytes a face of 64x64; empty: .cmma_jax in data_dir."""
     run_dir: str = ""
     """Where checkpoints and records go; empty: runs/<model>-<dataset>."""
 
@@ -46,6 +52,10 @@ class Config:
     """Steps of linear warm-up."""
     clip_norm: float = 1.0
     """Gradients are clipped at this global norm (of the loss in nats a pixel value); 0: not at all."""
+    weight_decay: float = 0.0
+    """adam: the share of the learning rate by which weights shrink in a step; not those of the linear paths."""
+    average: float = 0.0
+    """Decay, a step, of the moving average of the parameters that is evaluated and kept; 0: the last ones are."""
     momentum: float = 0.5
     """sgd: momentum at the start."""
     final_momentum: float = 0.7
@@ -60,6 +70,10 @@ class Config:
     """J, the dimensions of z."""
     width: int = 32
     """Channels of the first convolution; each of the four stages doubles them."""
+    blocks: int = 0
+    """Residual blocks of two 3x3 convolutions after each stage of h and of g."""
+    variance: Literal["pixel", "channel", "shared"] = "pixel"
+    """What of a face has a variance of its own, told from its latent: each pixel value, each channel, or the face."""
     prior_hidden: int = 800
     """Softplus units of f, and of q(y|z)."""
     linear_path: bool = True
@@ -110,13 +124,16 @@ class Config:
         for name in positive:
             _check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         for name in ("warmup_steps", "attribute_weight", "seed", "devices", "process_id", "num_processes",
-                     "linear_rate", "clip_norm", "discriminator_rate", "gradient_penalty"):
+                     "linear_rate", "clip_norm", "discriminator_rate", "gradient_penalty", "weight_decay", "blocks"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
-        for name in ("momentum", "final_momentum", "discriminator_dropout"):
+        for name in ("momentum", "final_momentum", "discriminator_dropout", "average"):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         _check(bool(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds)), "seeds", self.seeds,
                "whole numbers with commas between")
+        if self.optimizer != "adam":
+            _check(self.weight_decay == 0, "weight_decay", self.weight_decay,
+                   f"0: it is adam's, not {self.optimizer}'s")
         if self.prior == "flow":
             _check(self.model != "cgan", "prior", self.prior, "gaussian; a CGAN's noise stays as it is")
             _check(self.linear_path, "linear_path", self.linear_path, "it: it makes a picture of z for the flow")
@@ -156,8 +173,8 @@ class Config:
 
 
 # Settings that say where and how a run is carried out, and not what it computes: they may change on a resume.
-MAY_CHANGE = ("data_dir", "run_dir", "start_from", "epochs", "seeds", "devices", "parallel", "coordinator",
-              "num_processes", "process_id", "resume", "checkpoint_every", "grid_every")
+MAY_CHANGE = ("data_dir", "data_on_device", "cache", "run_dir", "start_from", "epochs", "seeds", "devices", "parallel",
+              "coordinator", "num_processes", "process_id", "resume", "checkpoint_every", "grid_every")
 
 
 def default(model: ModelName, dataset: str) -> Config:

@@ -13,12 +13,13 @@ from cmma_jax.errors import InputError
 LARGEST = 40_000_000  # pixels; a header that promises more is refused before it is decoded
 
 
-def open_picture(source: pathlib.Path | BinaryIO, name: str) -> Image.Image:
+def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Returns a picture in RGB, turned upright by its EXIF orientation, on white where it is transparent.
 
     Args:
-      source: a file or its path, in any of Pillow's formats.
+      source: a file or its path.
       name: the picture's name for error messages.
+      formats: Pillow's names of those that are read; None: all of Pillow's, some of which start other programs.
 
     Raises:
       InputError: the picture is corrupt, or its header promises more than LARGEST pixels.
@@ -27,7 +28,7 @@ def open_picture(source: pathlib.Path | BinaryIO, name: str) -> Image.Image:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(source) as image:
+            with Image.open(source, formats=formats) as image:
                 pixels = f"{math.prod(image.size)}"
                 picture = _upright(image) if math.prod(image.size) <= LARGEST else None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -11,7 +11,8 @@ gradients are written in these maps:
     up(., flip(k))      = the adjoint of down(., k),  where  flip(k)[s, t] = k[3 - s, 3 - t]^T
     kernel_gradient(., g) = the adjoint of down(x, .) at x
 
-3x3 of stride 1 is its own kind of map, whose adjoint is a convolution again; its kernel's gradient is done as below.
+3x3 of stride 1 is its own kind of map, whose adjoint is a convolution again. Kernels' gradients are matrix products,
+Winograd's where there are channels enough.
 
 Shapes: b images, h x w pixels on the small side and 2h x 2w on the large one, c and o channels.
 """
@@ -142,28 +143,95 @@ def _up_cpu(x, kernel):
 
 
 def _kernel_gradient_cpu(x, g):
-    """For each of the kernel's 16 places one matrix product [c, n] x [n, o] over the n = b h w places of g.
+    """A 4x4 kernel of stride 2 is one of 2x2 and stride 1 over the blocks of 2x2 pixels, whose channels are theirs."""
+    if not _worth_tiles(x, g):
+        return _shifted_products(x, g, size=4, stride=2)
+    b, height, width, c = x.shape
 
-    A few images at a time (16, or the next smaller divisor of b), added up: the shifted copies of x are then
-    still in the cache when they are multiplied. The large layers took half to two thirds of the time of the
-    whole batch at once, the smallest (4 x 4) as long.
-    """
-    return _products(x, g, size=4, stride=2)
+    def blocks(x):
+        x = _bordered(x).reshape(-1, height // 2 + 1, 2, width // 2 + 1, 2, c)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height // 2 + 1, width // 2 + 1, 4 * c)
+
+    gradient = _tile_products(blocks, 4 * c, x, g, 2).reshape(2, 2, 2, 2, c, -1)  # [d, d', a, a', c, o]
+    return gradient.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, -1)
 
 
 def _kernel_gradient3_cpu(x, g):
-    """The same for a 3x3 kernel of stride 1."""
-    return _products(x, g, size=3, stride=1)
+    if not _worth_tiles(x, g):
+        return _shifted_products(x, g, size=3, stride=1)
+    return _tile_products(_bordered, x.shape[3], x, g, 3)
 
 
-def _products(x, g, size, stride):
+# Winograd's minimal filtering F(2, r) (Lavin and Gray 2016): two neighbouring outputs of a filter of r taps are linear
+# in r + 1 products, of as many combinations of inputs (_INPUT) with combinations of taps (_FILTER); _OUTPUT combines
+# the products. In two dimensions 9 products do the work of 16 (r = 2), and 16 that of 36 (r = 3). Convolutions
+# themselves were slower by it than XLA's own.
+_INPUT = {2: ((1, -1, 0), (0, 1, 0), (0, -1, 1)), 3: ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))}
+_FILTER = {2: ((1, 0), (1, 1), (0, 1)), 3: ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))}
+_OUTPUT = {2: ((1, 1, 0), (0, 1, 1)), 3: ((1, 1, 1, 0), (0, 1, -1, -1))}
+TILES = 400  # of 2x2 outputs at a time: their combinations are still in the cache when they are multiplied
+
+
+def _worth_tiles(x, g):
+    return x.shape[3] >= 16 and g.shape[1] % 2 == 0 and g.shape[2] % 2 == 0
+
+
+def _tile_products(prepare, channels, x, g, r):
+    """Returns [r, r, channels, o], the gradient of sum(g * c(prepare(x), kernel)), c an r x r convolution of stride 1.
+
+    It is Winograd's form of c, transposed: combinations of inputs times combinations of g, summed over tiles of 2x2
+    outputs, and the sums combined. As many images at a time as have TILES tiles.
+    """
+    b, h, w, o = g.shape
+    few = max(n for n in range(1, b + 1) if b % n == 0 and (n == 1 or n * h * w // 4 <= TILES))
+
+    def add(total, images):
+        x, g = images
+        x = prepare(x)
+        inputs = _both_ways(_INPUT[r], [[x[:, s : s + h : 2, t : t + w : 2] for s in range(r + 1)]
+                                        for t in range(r + 1)])
+        outputs = _both_ways(_transposed(_OUTPUT[r]), [[g[:, s::2, t::2] for s in range(2)] for t in range(2)])
+        return total + jnp.stack([u.reshape(-1, channels).T @ v.reshape(-1, o)
+                                  for u, v in zip(inputs, outputs, strict=True)]), None
+
+    groups = x.reshape(b // few, few, *x.shape[1:]), g.reshape(b // few, few, h, w, o)
+    total = lax.scan(add, jnp.zeros(((r + 1) ** 2, channels, o), g.dtype), groups)[0]
+    total = total.reshape(r + 1, r + 1, channels, o)
+    taps = _both_ways(_transposed(_FILTER[r]), [[total[s, t] for s in range(r + 1)] for t in range(r + 1)])
+    return jnp.stack(taps).reshape(r, r, channels, o)
+
+
+def _both_ways(matrix, parts):
+    """parts[t][s] -> a flat list: the matrix's combinations over s, and of each of them those over t."""
+    return [each for row in zip(*(_combine(matrix, row) for row in parts), strict=True)
+            for each in _combine(matrix, row)]
+
+
+def _combine(matrix, parts):
+    return [sum(weight * part for weight, part in zip(row, parts, strict=True) if weight) for row in matrix]
+
+
+def _transposed(matrix):
+    return tuple(zip(*matrix, strict=True))
+
+
+def _bordered(x):
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _shifted_products(x, g, size, stride):
+    """For each of the kernel's places one matrix product [c, n] x [n, o] over the n = b h w places of g.
+
+    A few images at a time (16, or the next smaller divisor of b), added up: the shifted copies of x are then
+    still in the cache when they are multiplied.
+    """
     b, h, w, o = g.shape
     c = x.shape[3]
     few = max(n for n in range(1, 17) if b % n == 0)
 
     def add(total, images):
         x, g = images
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = _bordered(x)
         g = g.reshape(-1, o)
         at = [x[:, s : s + stride * h : stride, t : t + stride * w : stride].reshape(-1, c)
               for s in range(size) for t in range(size)]

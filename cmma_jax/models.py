@@ -71,8 +71,8 @@ def cmma(config: Config, spec: Spec) -> Model:
     """Returns the conditional multimodal autoencoder: y -> z -> x, with p(z|y) = f and p(x|z) = g (Table 1)."""
     count, binary = len(spec.attributes), spec.kind == "binary"
     f = PriorNetwork(config.latent_size, config.prior_hidden, config.linear_path)
-    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path)
-    g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path)
+    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path, config.blocks)
+    g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, blocks=config.blocks)
     h2 = AttributeNetwork(count, 1 if binary else 2, config.prior_hidden)
     x, a, z = _examples(config, spec)
     flow = _flow(config, spec)
@@ -88,7 +88,7 @@ def cmma(config: Config, spec: Spec) -> Model:
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
         del y, mask  # given z, a CMMA's face does not depend on the attributes
-        return _pixel_gaussian(spec, *g.apply({"params": params["g"]}, z))
+        return _pixel_gaussian(spec, config.variance, *g.apply({"params": params["g"]}, z))
 
     def attributes(params: Params, z: jax.Array) -> Bernoulli | Gaussian:
         heads = h2.apply({"params": params["h2"]}, z)
@@ -115,13 +115,13 @@ def _with_standard_prior(config: Config, spec: Spec, encode: Callable[..., jax.A
 
     There is neither f nor h2: as many parameters are at g's entrance instead.
     """
-    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path)
+    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path, config.blocks)
     x, _, z = _examples(config, spec)
     none = jnp.zeros((1, len(spec.attributes)))
     a = encode(none, none)
 
     def networks(units: int) -> dict:
-        g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, units)
+        g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, units, blocks=config.blocks)
         return {"h": (h, x, a), "g": (g, z, a)}
 
     chosen = networks(_matching_units(config, spec, networks))
@@ -139,7 +139,7 @@ def _with_standard_prior(config: Config, spec: Spec, encode: Callable[..., jax.A
         return Gaussian(*h.apply({"params": params["h"]}, _scaled(x, spec), encode(y, mask)))
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return _pixel_gaussian(spec, *g.apply({"params": params["g"]}, z, encode(y, mask)))
+        return _pixel_gaussian(spec, config.variance, *g.apply({"params": params["g"]}, z, encode(y, mask)))
 
     def nothing(y: jax.Array, mask: jax.Array) -> jax.Array:
         return jnp.zeros((len(y), 2 * len(spec.attributes)))
@@ -224,7 +224,9 @@ def _scaled(x: jax.Array, spec: Spec) -> jax.Array:
     return (x - jnp.asarray(spec.mean_face)[None]) / spec.pixel_std
 
 
-def _pixel_gaussian(spec: Spec, mean: jax.Array, logvar: jax.Array) -> Gaussian:
+def _pixel_gaussian(spec: Spec, variance: str, mean: jax.Array, logvar: jax.Array) -> Gaussian:
+    shared = {"pixel": (), "channel": (1, 2), "shared": (1, 2, 3)}[variance]
+    logvar = jnp.broadcast_to(logvar.mean(shared, keepdims=True), logvar.shape)
     mean = jnp.asarray(spec.mean_face)[None] + spec.pixel_std * mean
     return Gaussian(mean, jnp.maximum(2 * jnp.log(spec.pixel_std) + logvar, PIXEL_LOGVAR_FLOOR))
 

@@ -79,11 +79,13 @@ class PriorNetwork(nn.Module):
         return mean, logvar
 
 
-def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation) -> jax.Array:
+def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation, blocks: int = 0) -> jax.Array:
     """x: [B, H, W, 3], a: [B, 2A] or None -> [B, features]; inside a compact method, whose layers these become."""
     features = x
     for stage in range(STAGES):
         features = activation(Conv(width * 2**stage, name=f"conv{stage}")(features))
+        for block in range(blocks):
+            features = Block(name=f"conv{stage}_block{block}")(features)
     features = features.reshape(len(x), -1)
     if a is None:
         return features
@@ -100,11 +102,12 @@ class PosteriorNetwork(nn.Module):
     latent_size: int
     width: int
     linear_path: bool
+    blocks: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, a: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """x: [B, H, W, 3] centred and scaled, a: [B, 2A], or None in a VAE -> two [B, J]."""
-        features = _image_features(x, a, self.width, nn.relu)
+        features = _image_features(x, a, self.width, nn.relu, self.blocks)
         mean = _head(self.latent_size, "mean")(features)
         logvar = _head(self.latent_size, "logvar")(features)
         if self.linear_path:
@@ -146,6 +149,7 @@ class LikelihoodNetwork(nn.Module):
       heads: pictures that come out: mean and log-variance, or a generator's one.
       head_init: how the heads start.
       norm: whether each stage is normalised over its pixels and channels, which keeps a generator from saturating.
+      blocks: residual blocks after each stage but the last.
     """
 
     image_shape: tuple[int, int, int]
@@ -155,6 +159,7 @@ class LikelihoodNetwork(nn.Module):
     heads: int = 2
     head_init: nn.initializers.Initializer = nn.initializers.zeros
     norm: bool = False
+    blocks: int = 0
 
     @nn.compact
     def __call__(self, z: jax.Array, a: jax.Array | None = None) -> tuple[jax.Array, ...]:
@@ -171,6 +176,8 @@ class LikelihoodNetwork(nn.Module):
         for stage in range(STAGES - 1):
             features = ConvTranspose(depth // 2 ** (stage + 1), name=f"conv{stage}")(features)
             features = self._activate(features, f"norm{stage}")
+            for block in range(self.blocks):
+                features = Block(name=f"conv{stage}_block{block}")(features)
         pictures = ConvTranspose(self.heads * channels, kernel_init=self.head_init, name="heads")(features)
         mean, *others = jnp.split(pictures, self.heads, -1)
         if self.linear_path:
@@ -203,12 +210,14 @@ class Block(nn.Module):
     """Two 3x3 convolutions beside an identity, shifted and scaled by what is known; at the start the identity alone."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, known: jax.Array) -> jax.Array:
-        """x: [B, H, W, C], known: [B, K] -> [B, H, W, C]."""
+    def __call__(self, x: jax.Array, known: jax.Array | None = None) -> jax.Array:
+        """x: [B, H, W, C], known: [B, K] or None -> [B, H, W, C]."""
         size = x.shape[-1]
-        scale, shift = jnp.split(_head(2 * size, "known")(known)[:, None, None], 2, -1)
-        features = nn.relu((1 + scale) * _norm(size)(x) + shift)
-        features = nn.relu(Conv3(size, name="conv0")(features))
+        features = _norm(size)(x)
+        if known is not None:
+            scale, shift = jnp.split(_head(2 * size, "known")(known)[:, None, None], 2, -1)
+            features = (1 + scale) * features + shift
+        features = nn.relu(Conv3(size, name="conv0")(nn.relu(features)))
         return x + Conv3(size, nn.initializers.zeros, name="conv1")(features)
 
 

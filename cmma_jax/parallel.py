@@ -4,19 +4,26 @@ All three run the same step, written once for a `Placement`; parameters agree up
 example's noise belongs to the example and a batch's mean is the mean of equal shares.
 """
 
+import contextlib
 import functools
+import math
+import os
 import pathlib
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cmma_jax.errors import InputError
 
 AXIS = "batch"
+LOST_SECONDS = 30
+DATA_SHARE = 0.25  # of a device's memory; the rest is for parameters, their optimiser's state and a step's activations
 Tree = Any
 
 
@@ -27,15 +34,20 @@ class Placement(NamedTuple):
       count: number of devices, over all processes.
       share: inside the computation, a tree of [B, ...] arrays -> the rows this device works on.
       mean: inside the computation, a tree of per-device means -> their mean over the devices.
+      rows: [B / processes] the numbers of the batch's rows that this process's devices work on, in their order.
       put: a tree of host arrays -> the same values on every device.
+      split: a tree of host arrays [n, B / processes, ...], those rows of n batches -> the same on this process's
+        devices, to each its part of axis 1, which the computation then has to itself.
       get: what `put` or `compile` returned -> a tree of single arrays, without a copy where possible.
-      compile: (function of (state, data, n), n static) -> the same compiled; the state is donated.
+      compile: function of (state, data) -> the same compiled; the state is donated.
     """
 
     count: int  # type: ignore[assignment]  # a tuple has a method of that name, which nobody calls here
     share: Callable[[Tree], Tree]
     mean: Callable[[Tree], Tree]
+    rows: np.ndarray
     put: Callable[[Tree], Tree]
+    split: Callable[[Tree], Tree]
     get: Callable[[Tree], Tree]
     compile: Callable[[Callable], Callable]
 
@@ -63,22 +75,31 @@ def place(devices: int, how: str, batch_size: int) -> Placement:
         raise InputError(f"--batch_size={batch_size} is not divided by {count} devices; "
                          f"try --batch_size={batch_size // count * count or count}")
     if count == 1:
-        return _single(there[0])
-    return {"pmap": _pmap, "mesh": _mesh}[how](there[:count])
+        return _single(there[0], batch_size)
+    return {"pmap": _pmap, "mesh": _mesh}[how](there[:count], batch_size)
 
 
 def _identity(tree: Tree) -> Tree:
     return tree
 
 
-def _single(device: jax.Device) -> Placement:
-    return Placement(1, _identity, _identity, functools.partial(jax.device_put, device=device), _identity,
-                     functools.partial(jax.jit, static_argnums=2, donate_argnums=0))
+def _single(device: jax.Device, batch_size: int) -> Placement:
+    put = functools.partial(jax.device_put, device=device)
+    return Placement(1, _identity, _identity, np.arange(batch_size), put, put, _identity,
+                     functools.partial(jax.jit, donate_argnums=0))
 
 
-def _pmap(devices: list[jax.Device]) -> Placement:
+def _local_rows(devices: list[jax.Device], batch_size: int) -> np.ndarray:
+    """Returns the numbers of the batch's rows that fall to this process's devices, wherever those stand in the list."""
+    shares = np.arange(batch_size).reshape(len(devices), -1)
+    return shares[[device.process_index == jax.process_index() for device in devices]].reshape(-1)
+
+
+def _pmap(devices: list[jax.Device], batch_size: int) -> Placement:
     count = len(devices)
     local = [device for device in devices if device.process_index == jax.process_index()]
+    copy = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=devices)
+    spread = jax.pmap(_identity, devices=devices)
 
     def share(tree: Tree) -> Tree:
         def rows(a: jax.Array) -> jax.Array:
@@ -87,46 +108,113 @@ def _pmap(devices: list[jax.Device]) -> Placement:
         return jax.tree.map(rows, tree)
 
     def put(tree: Tree) -> Tree:
-        copy = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=devices)
-        return copy(jnp.arange(len(local)), tree)
+        return copy(np.arange(len(local)), tree)
+
+    def split(tree: Tree) -> Tree:
+        return spread(jax.tree.map(
+            lambda a: np.moveaxis(a.reshape(len(a), len(local), -1, *a.shape[2:]), 1, 0), tree))
 
     def get(tree: Tree) -> Tree:
         return jax.tree.map(lambda a: a.addressable_data(0).reshape(a.shape[1:]), tree)
 
-    return Placement(count, share, functools.partial(jax.lax.pmean, axis_name=AXIS), put, get,
-                     functools.partial(jax.pmap, axis_name=AXIS, static_broadcasted_argnums=2,
-                                       donate_argnums=0, devices=devices))
+    return Placement(count, share, functools.partial(jax.lax.pmean, axis_name=AXIS),
+                     _local_rows(devices, batch_size), put, split, get,
+                     functools.partial(jax.pmap, axis_name=AXIS, donate_argnums=0, devices=devices))
 
 
-def _mesh(devices: list[jax.Device]) -> Placement:
+def _mesh(devices: list[jax.Device], batch_size: int) -> Placement:
     mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
-    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    streamed = NamedSharding(mesh, PartitionSpec(None, AXIS))
+    local = [device for device in devices if device.process_index == jax.process_index()]
 
     def share(tree: Tree) -> Tree:
-        return jax.lax.with_sharding_constraint(tree, split)
+        return jax.lax.with_sharding_constraint(tree, divided)
 
     def put(tree: Tree) -> Tree:
-        return jax.tree.map(lambda a: jax.make_array_from_callback(jnp.shape(a), everywhere, lambda _: a), tree)
+        return jax.tree.map(lambda a: jax.make_array_from_callback(np.shape(a), everywhere, lambda _: a), tree)
+
+    def split(tree: Tree) -> Tree:
+        def one(a: np.ndarray) -> jax.Array:
+            pieces = [jax.device_put(piece, device)
+                      for piece, device in zip(np.split(a, len(local), 1), local, strict=True)]
+            shape = (len(a), batch_size, *a.shape[2:])
+            return jax.make_array_from_single_device_arrays(shape, streamed, pieces)
+        return jax.tree.map(one, tree)
 
     def get(tree: Tree) -> Tree:
         return jax.tree.map(lambda a: a.addressable_data(0), tree)
 
-    return Placement(len(devices), share, _identity, put, get,
-                     functools.partial(jax.jit, static_argnums=2, donate_argnums=0, out_shardings=everywhere))
+    return Placement(len(devices), share, _identity, _local_rows(devices, batch_size), put, split, get,
+                     functools.partial(jax.jit, donate_argnums=0, out_shardings=everywhere))
 
 
 def start_processes(coordinator: str, num_processes: int, process_id: int) -> None:
     """Joins this process to the others; must come before anything else touches a device.
 
     One process without a coordinator is alone. With num_processes 0 JAX finds the cluster itself, from the
-    environment of Slurm, Open MPI, GKE or a TPU pod.
+    environment of Slurm, Open MPI, GKE or a TPU pod. A process that is not heard of for LOST_SECONDS is given up, and
+    JAX ends the others, whatever they wait for.
     """
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which is train.py's
+    start = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=LOST_SECONDS)
     if num_processes == 0:
-        jax.distributed.initialize()
+        start()
     elif coordinator:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        start(coordinator, num_processes, process_id)
     elif num_processes > 1:
         raise InputError("--num_processes needs --coordinator=ADDRESS:PORT, the address of process 0")
+
+
+def highest(number: int) -> int:
+    """Returns the highest of the processes' numbers; all of them must call it."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+@contextlib.contextmanager
+def losses_told(program: str, mend: str) -> Iterator[None]:
+    """Ends this process with one line and exit code 1 when another one of several is lost.
+
+    It ends at once, without closing anything: whatever is closed would wait for the other.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"\n{program}: error: process {jax.process_index()} of {jax.process_count()} lost another one "
+              f"({str(error).splitlines()[0]}); {mend}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def on_all_processes(tree: Tree) -> Tree:
+    """Returns host arrays, equal on all processes, as arrays which all of them hold: Orbax has each write a part.
+
+    Of one process alone they stay as they are.
+    """
+    if jax.process_count() == 1:
+        return tree
+    firsts = {device.process_index: device for device in reversed(jax.devices())}
+    held = NamedSharding(Mesh([firsts[i] for i in range(jax.process_count())], ("process",)), PartitionSpec())
+    return jax.tree.map(lambda a: jax.make_array_from_callback(np.shape(a), held, lambda _: a), tree)
+
+
+def room_for_faces(data_on_device: str) -> float:
+    """Returns how many bytes of training faces go to every device; more are streamed.
+
+    Args:
+      data_on_device: "true": any number; "false": none; "auto": DATA_SHARE of a device's memory, which CPU devices
+        have in equal parts of the machine's, and of the machine's, where the faces lie as well.
+    """
+    if data_on_device != "auto":
+        return {"true": math.inf, "false": 0.0}[data_on_device]
+    known = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})  # not on Windows
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else math.inf
+    stats = jax.local_devices()[0].memory_stats()
+    device = stats["bytes_limit"] if stats and "bytes_limit" in stats else machine / jax.local_device_count()
+    return DATA_SHARE * min(machine, device)
 
 
 def warn_unused_gpu() -> str | None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 
 from tensorboardX import SummaryWriter
 
+from cmma_jax.files import write_whole
+
 
 def read_metrics(run: pathlib.Path) -> list[dict[str, float]]:
     """Returns the lines of a run's metrics.jsonl, oldest first; a line cut short by a crash is left out."""
@@ -14,8 +16,10 @@ def read_metrics(run: pathlib.Path) -> list[dict[str, float]]:
     lines = path.read_text().splitlines() if path.exists() else []
     records = []
     for line in lines:
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+                records.append(record)
     return records
 
 
@@ -25,11 +29,13 @@ def open_records(run: pathlib.Path, epoch: int) -> Iterator[Callable[[dict[str, 
 
     Yields:
       record(metrics): appends a line; metrics must hold "epoch".
+
+    Raises:
+      InputError: the records cannot be written; the lines so far are as they were.
     """
     kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
-    path, temporary = run / "metrics.jsonl", run / "metrics.jsonl.tmp"
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.replace(path)
+    path = run / "metrics.jsonl"
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in kept).encode(), "run_dir")
     with path.open("a") as lines, SummaryWriter(str(run / "tensorboard"), purge_step=epoch + 1) as board:
         def record(metrics: dict[str, float]) -> None:
             lines.write(json.dumps(metrics) + "\n")

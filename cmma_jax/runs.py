@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 
+from cmma_jax import parallel
 from cmma_jax.checkpoint import open_checkpoints
 from cmma_jax.compact import read_compact, shipped, write_compact
 from cmma_jax.config import Config
@@ -71,7 +72,7 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
         assert step is not None  # there is a checkpoint, and so a best one
         config, spec, _ = checkpoints.facts(step)
         model = make_model(config, spec)
-        params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step)
+        params = jax.device_put(checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step))
     return Run(path, config, spec, step, epoch, model, params)
 
 
@@ -129,7 +130,7 @@ def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
 
 def _but_seed(config: Config) -> dict:
     fields = json.loads(config.to_json())
-    for name in ("seed", "seeds", "run_dir", "start_from", "data_dir", "devices", "resume"):
+    for name in ("seed", "seeds", "run_dir", "start_from", "data_dir", "data_on_device", "cache", "devices", "resume"):
         del fields[name]
     return fields
 
@@ -142,7 +143,8 @@ def load_data(run: Run, data_dir: str = "") -> Dataset:
     """
     config = run.config
     data = load_dataset(config.dataset, data_dir or config.data_dir, kind=config.attributes,
-                        image_size=config.image_size)
+                        image_size=config.image_size, memory=parallel.room_for_faces(config.data_on_device),
+                        cache=config.cache)
     check_data(run, data)
     return data
 

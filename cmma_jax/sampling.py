@@ -124,6 +124,18 @@ def morph(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Ar
     return jnp.clip(model.likelihood(params, path, known, both).mean, 0, 1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def encode(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns latents [B, J] of faces: the mean of q(z|x, y)."""
+    return model.posterior(params, x, y, mask).mean
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode(model: Model, params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns faces [B, H, W, 3] in [0, 1] of latents z: [B, J], the mean of p(x|z); y, mask: as a CVAE sees them."""
+    return jnp.clip(model.likelihood(params, z, y, mask).mean, 0, 1)
+
+
 def in_batches(function: Callable, *arrays: np.ndarray):
     """Returns function(*arrays) on the host, computed in batches whose sizes are powers of two.
 

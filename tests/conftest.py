@@ -36,10 +36,9 @@ def lfw_dir() -> pathlib.Path:
     return pathlib.Path(folder)
 
 
-@pytest.fixture(scope="session")
-def faces(tmp_path_factory) -> pathlib.Path:
-    """A folder of 60 pictures of 16x16 whose attributes show; 40 train."""
-    folder, rng = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
+def write_faces(folder: pathlib.Path) -> None:
+    """Writes 60 pictures of 16x16 whose attributes show; 40 train."""
+    rng = np.random.default_rng(0)
     with open(folder / "attributes.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "Red", "Striped", "split"])
@@ -50,6 +49,13 @@ def faces(tmp_path_factory) -> pathlib.Path:
             x[::4] += 60 * striped
             Image.fromarray(np.clip(x, 0, 255).astype(np.uint8)).save(folder / f"{i:02d}.png")
             rows.writerow([f"{i:02d}.png", red, striped, "train" if i < 40 else "validation" if i < 50 else "test"])
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory) -> pathlib.Path:
+    """A folder with `write_faces`' pictures."""
+    folder = tmp_path_factory.mktemp("faces")
+    write_faces(folder)
     return folder
 
 

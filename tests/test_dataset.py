@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cmma_jax.data import NAMES, load_dataset, synthetic
-from cmma_jax.data.dataset import Faces, Spec, batch_rows, make_dataset, pixels
+from cmma_jax.data import NAMES, dataset, load_dataset, synthetic
+from cmma_jax.data.dataset import Faces, Spec, call_rows, epoch_rows, make_dataset, pixels
 from cmma_jax.errors import InputError
 
 ATTRIBUTES = ("Smiling", "Age", "Hat")
@@ -70,9 +70,9 @@ def test_the_description_survives_json_exactly(parts):
 
 
 def epoch(seed: int, number: int, size: int = 103, batch_size: int = 10) -> list[int]:
-    batches = size // batch_size
-    steps = range(number * batches, (number + 1) * batches)
-    return np.concatenate([batch_rows(seed, step, size, batch_size) for step in steps]).tolist()
+    rows = epoch_rows(seed, number, size, batch_size)
+    assert rows.shape == (size // batch_size, batch_size)
+    return rows.reshape(-1).tolist()
 
 
 def test_an_epoch_is_a_permutation_without_repeats():
@@ -87,12 +87,27 @@ def test_epochs_and_seeds_differ_and_leave_out_other_rows():
     assert len({frozenset(range(103)) - set(epoch(0, number)) for number in range(5)}) > 1
 
 
-def test_a_batch_is_a_pure_function_of_seed_and_step_also_traced():
-    traced = jax.jit(batch_rows, static_argnums=(2, 3))
-    for step in (23, 0, 11, 23):
-        np.testing.assert_array_equal(traced(5, step, 103, 10), batch_rows(5, step, 103, 10))
-    steps = jax.lax.scan(lambda step, _: (step + 1, batch_rows(5, step, 103, 10)), 0, length=25)[1]
-    np.testing.assert_array_equal(steps[23], batch_rows(5, 23, 103, 10))
+@pytest.mark.parametrize("start, stop, most", [(0, 30, 10), (0, 30, 3), (7, 25, 4), (23, 24, 10), (10, 10, 5)])
+def test_calls_cut_the_epochs_into_parts_and_lose_nothing(start, stop, most):
+    whole = np.concatenate([epoch_rows(5, number, 103, 10) for number in range(3)])
+    calls = list(call_rows(5, start, stop, 103, 10, most))
+    np.testing.assert_array_equal(np.concatenate([whole[:0], *calls]), whole[start:stop])
+    ends = start + np.cumsum([len(rows) for rows in calls])
+    assert all(len(rows) <= most for rows in calls)
+    assert {end for end in (10, 20, 30) if start < end <= stop} <= set(ends)
+
+
+def test_an_epochs_order_is_drawn_once(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(dataset, "epoch_rows", lambda *args: drawn.append(args) or epoch_rows(*args))
+    assert len(list(call_rows(5, 3, 20, 103, 10, 1))) == 17
+    assert drawn == [(5, 0, 103, 10), (5, 1, 103, 10)]
+
+
+def test_the_order_of_an_epoch_stays_what_it_was():
+    """Runs of earlier versions go on by it: change it, and their epochs would mix."""
+    order = jax.random.permutation(jax.random.fold_in(jax.random.key(5), 2), 103)
+    np.testing.assert_array_equal(epoch(5, 2), order[:100])
 
 
 def test_pixels_are_in_0_1():

@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
-    {"command_line", "config", "distributions", "files", "images", "layers", "records", "data.dataset",
+    {"command_line", "config", "distributions", "files", "images", "layers", "records", "data.dataset", "data.disk",
      "data.synthetic", "data.lfw", "data.folder", "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
     {"networks"},
     {"models"},
@@ -22,6 +22,9 @@ FLOORS = [
     {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
      "evaluation.judges", "evaluation.embeddings", "evaluation.detection", "evaluation.table", "plots", "api"},
     {"evaluation.editing", "paper_figures", "commands"},
+    {"web.groups", "web.guard", "web.studio"},
+    {"web.server"},
+    {"web"},
     {"__main__"},
 ]
 GROUND = FLOORS[1]

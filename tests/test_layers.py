@@ -17,7 +17,9 @@ SHAPES = [  # images, height and width on the layer's input side, channels in, c
     (20, 6, 2, 7, 4),
     (17, 4, 4, 2, 3),
     (4, 64, 64, 3, 8),
-    (4, 8, 8, 16, 6),
+    (4, 8, 8, 16, 6),  # from 16 channels on the CPU's form is Winograd's; here conv's
+    (6, 8, 4, 5, 16),  # and conv_transpose's
+    (12, 32, 32, 16, 17),  # both, in groups of images
 ]
 PAIRS = {"conv": (layers.conv, nn.Conv), "conv_transpose": (layers.conv_transpose, nn.ConvTranspose)}
 both = pytest.mark.parametrize("name", list(PAIRS))
@@ -110,14 +112,16 @@ def conv3_inputs(b=18, h=5, w=4, c=3, o=6):
     return arrays((b, h, w, c), (3, 3, c, o), (o,))
 
 
-def test_conv3_equals_linens_in_value_and_gradients(form):
+@pytest.mark.parametrize("shape", [(18, 5, 4, 3), (6, 4, 6, 16), (12, 16, 32, 16)])
+@pytest.mark.usefixtures("form")
+def test_conv3_equals_linens_in_value_and_gradients(shape):
     def linen(x, kernel, bias):
         with jax.numpy_rank_promotion("allow"):
             return nn.Conv(6, (3, 3)).apply({"params": {"kernel": kernel, "bias": bias}}, x)
 
-    weights = arrays((18, 5, 4, 6))[0]
-    check_equal(value_and_gradients(layers.conv3, conv3_inputs(), weights),
-                value_and_gradients(linen, conv3_inputs(), weights))
+    arguments, weights = conv3_inputs(*shape), arrays((*shape[:3], 6))[0]
+    check_equal(value_and_gradients(layers.conv3, arguments, weights),
+                value_and_gradients(linen, arguments, weights))
 
 
 def test_conv3_under_vmap_and_scan_is_the_same_as_one_by_one():

@@ -81,6 +81,46 @@ def test_pixel_variance_has_the_floor_of_8_bit_rounding(small):
     assert np.log(1 / 255**2 / 12) == pytest.approx(PIXEL_LOGVAR_FLOOR, abs=1e-3)
 
 
+@pytest.mark.parametrize("variance, alike", [("pixel", ()), ("channel", (1, 2)), ("shared", (1, 2, 3))])
+def test_a_shared_variance_is_one_for_its_pixels_and_another_for_another_face(small, variance, alike):
+    x, y, mask = arrays(small)
+    z = jax.random.normal(jax.random.key(0), (len(x), 6))
+    model = cmma(dataclasses.replace(small.config, variance=variance), small.data.spec)
+    p, plain = model.likelihood(small.params, z, y, mask), small.model.likelihood(small.params, z, y, mask)
+    np.testing.assert_array_equal(p.mean, plain.mean)
+    for axes in ((1, 2), (1, 2, 3)):
+        assert (np.ptp(p.logvar, axes).max() < 1e-5) == (set(axes) <= set(alike))
+    assert np.ptp(p.logvar, 0).min() > 1e-4
+    np.testing.assert_allclose(p.logvar.mean(alike), plain.logvar.mean(alike), rtol=1e-5)
+
+
+def test_residual_blocks_begin_as_nothing_and_stand_in_both_networks(small):
+    x, y, mask = arrays(small)
+    model = cmma(dataclasses.replace(small.config, blocks=2), small.data.spec)
+    fresh = jax.jit(model.init)(jax.random.key(0))
+    added = {name for part in ("h", "g") for name in fresh[part] if name not in small.params[part]}
+    assert added == {f"conv{stage}_block{block}" for stage in range(4) for block in range(2)}
+
+    def without(params):
+        return params | {part: {name: leaf for name, leaf in params[part].items() if name not in added}
+                         for part in ("h", "g")}
+
+    params = jax.tree.map(lambda leaf: leaf, fresh)
+    for part in ("h", "g"):
+        params[part] |= {name: leaf for name, leaf in small.params[part].items()}
+    q, plain = model.posterior(params, x, y, mask), small.model.posterior(without(params), x, y, mask)
+    assert_same(q, plain)
+    z = plain.mean
+    assert_same(model.likelihood(params, z, y, mask), small.model.likelihood(without(params), z, y, mask))
+    gradients = jax.grad(lambda p: elbo(model, p, jax.random.key(0), x, y, mask).bound.sum())(params)
+    assert all(np.abs(gradients[part][name]["conv1"]["kernel"]).max() > 0
+               for part in ("h", "g") for name in added & set(fresh[part]))
+
+
+def assert_same(a, b):
+    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-5), a, b)
+
+
 @pytest.mark.parametrize("kind, distribution", [("binary", Bernoulli), ("real", Gaussian)])
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("n", [1, 3])

@@ -19,8 +19,10 @@ import train
 from cmma_jax.checkpoint import open_checkpoints
 from cmma_jax.config import PRESETS, Config
 from cmma_jax.errors import InputError
+from cmma_jax.models import make_model
 from cmma_jax.records import read_metrics
 from cmma_jax.runs import load_run
+from cmma_jax.training import make_optimizer
 
 TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1"]
 CGAN = ["--model=cgan", "--preset=gauthier", "--epochs=4"]
@@ -39,7 +41,10 @@ def start(args, **env):
 def last_state(run):
     with open_checkpoints(run / "checkpoints") as checkpoints:
         step = checkpoints.steps()[-1]
-        return step, checkpoints.manager.restore(step)["state"]
+        config, spec, _ = checkpoints.facts(step)
+        optimizer, _ = make_optimizer(config, 5)
+        like = jax.eval_shape(lambda: train.fresh_state(make_model(config, spec), optimizer, 0))
+        return step, checkpoints.restore(like, step)
 
 
 def comparable(run):
@@ -174,23 +179,49 @@ def test_killed_and_started_again_a_run_ends_the_same_bit_for_bit(undisturbed, f
     assert comparable(run) == comparable(undisturbed)
 
 
-def test_two_processes_train_the_same_model_as_one(undisturbed, faces, tmp_path):
-    more = ["--epochs=8", "--devices=0", "--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    step, expected = last_state(undisturbed)
-    assert step == 40
+def test_streamed_from_memory_maps_a_run_is_the_same_bit_for_bit(undisturbed, faces, tmp_path):
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    args = arguments(faces, run, "--epochs=8", "--data_on_device=false", f"--cache={cache}")
+    assert train.main(args) == 0
+    assert len(list(cache.glob("*/train.x.npy"))) == 1
+    jax.tree.map(np.testing.assert_array_equal, last_state(run), last_state(undisturbed))
+    assert comparable(run) == comparable(undisturbed)
+
+
+def start_two(args):
+    """Starts two processes that train together on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     one_device = os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=1")
-    for how in ("pmap", "mesh"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        args = arguments(faces, tmp_path / how, f"--parallel={how}", *(m.format(port=port) for m in more))
-        args.remove("--devices=1")
-        processes = [start([*args, f"--process_id={i}"], XLA_FLAGS=one_device) for i in range(2)]
-        said = [process.communicate(timeout=240)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], said
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5),
-                     last_state(tmp_path / how)[1]["params"], expected["params"])
-        assert len(read_metrics(tmp_path / how)) == 8
+    return [start([*args, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"],
+                  XLA_FLAGS=one_device) for i in range(2)]
+
+
+@pytest.mark.parametrize("how, on_device", [("pmap", "true"), ("mesh", "false")])
+def test_two_processes_are_killed_and_resume_as_one_and_as_two(undisturbed, faces, tmp_path, how, on_device):
+    runs = [tmp_path / "two", tmp_path / "then-one"]
+    args = [[*arguments(faces, run, "--epochs=8", f"--parallel={how}", f"--data_on_device={on_device}",
+                        f"--cache={tmp_path / 'cache'}"), "--devices=0"] for run in runs]
+    processes = start_two(args[0])
+    deadline = time.monotonic() + 240
+    while len(read_metrics(runs[0])) < 3 and processes[0].poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for process in processes:
+        process.kill()
+    said = [process.communicate()[0] for process in processes]
+    assert 3 <= len(read_metrics(runs[0])) < 8, ("they should have been killed midway", said)
+    shutil.copytree(*runs)
+    assert train.main([*args[1], "--devices=1"]) == 0
+    processes = start_two(args[0])
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    expected = last_state(undisturbed)[1].params
+    for run in runs:
+        step, state = last_state(run)
+        assert step == 40 and [record["epoch"] for record in read_metrics(run)] == list(range(1, 9))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5), state.params, expected)
+    assert list((runs[0] / "checkpoints" / "40" / "state" / "ocdbt.process_1" / "d").iterdir())  # both have written
 
 
 BAD = {

@@ -1,5 +1,7 @@
 """Steps: against a hand-written optimiser, on several devices, and stopped and started again."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,10 @@ import pytest
 
 from cmma_jax import parallel
 from cmma_jax.config import Config
-from cmma_jax.data.dataset import mirror_some
+from cmma_jax.data.dataset import Faces, mirror_some
 from cmma_jax.errors import InputError
 from cmma_jax.objectives import make_loss
 from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
-
-STEPS_PER_EPOCH = 6
 
 
 def settings(**more):
@@ -27,17 +27,22 @@ def start(small, optimizer):
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def train(small, devices=1, how="pmap", epochs=4, state=None, loss=None, calls=3):
-    """24 steps of training, all but the first 4 at the full rate."""
+def train(small, devices=1, how="pmap", epochs=4, state=None, loss=None, calls=3, faces=None, stop=24):
+    """24 steps of training, or to `stop`, all but the first 4 at the full rate; given faces, they are streamed."""
     optimizer, _ = make_optimizer(settings(learning_rate=0.05, linear_rate=0.1, warmup_steps=4, clip_norm=1.0), 24)
     state = start(small, optimizer) if state is None else state
     placement = parallel.place(devices, how, small.config.batch_size)
     loss = loss or make_loss(small.model, 0.3, 1.0)
     run = make_run(make_step(loss, optimizer, 5, small.config.batch_size, True, placement), placement)
     every = []
-    for now, means in fit(run, state, small.data.train, placement, STEPS_PER_EPOCH, epochs, calls):
-        last = jax.tree.map(np.asarray, placement.get(now))
-        every.append(means)
+    steps = fit(run, state, faces or small.data.train, placement, 5, small.config.batch_size, epochs, calls,
+                on_device=faces is None)
+    with contextlib.closing(steps):
+        for now, means in steps:
+            last = jax.tree.map(np.array, placement.get(now))
+            every.append(means)
+            if last.step >= stop:
+                break
     return last, {name: np.concatenate([means[name] for means in every]) for name in every[0]}
 
 
@@ -62,6 +67,38 @@ def test_several_devices_train_the_same_model_as_one(small, one_device, how, dev
     state, means = train(small, devices, how)
     assert_close(state.params, one_device[0].params, 2e-6)
     np.testing.assert_allclose(means["bound"], one_device[1]["bound"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def maps(small, tmp_path_factory):
+    """The training faces as memory maps."""
+    folder = tmp_path_factory.mktemp("maps")
+    for name, a in small.data.train._asdict().items():
+        np.save(folder / f"{name}.npy", a)
+    return Faces(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Faces._fields))
+
+
+def test_streamed_faces_train_the_same_model_bit_for_bit(small, one_device, maps):
+    state, means = train(small, faces=maps)
+    assert_close(state, one_device[0], 0)
+    jax.tree.map(np.testing.assert_array_equal, means, one_device[1])
+
+
+@pytest.mark.parametrize("devices, how", [(2, "pmap"), (4, "mesh")])
+def test_faces_streamed_to_several_devices_train_the_same_model(small, one_device, maps, devices, how):
+    state, means = train(small, devices, how, faces=maps)
+    assert_close(state.params, one_device[0].params, 2e-6)
+    np.testing.assert_allclose(means["bound"], one_device[1]["bound"], rtol=1e-5)
+
+
+def test_streaming_goes_on_from_any_step_bit_for_bit(small, one_device, maps):
+    """Step 9 is in the middle of an epoch of 6, and the steps after it are streamed, or those before it."""
+    for before, after in ((None, maps), (maps, None), (maps, maps)):
+        part, first = train(small, faces=before, stop=9)
+        assert int(part.step) == 9
+        whole, second = train(small, faces=after, state=part)
+        assert_close(whole, one_device[0], 0)
+        np.testing.assert_array_equal(np.concatenate([first["loss"], second["loss"]]), one_device[1]["loss"])
 
 
 def test_calls_of_any_length_take_the_same_steps(small, one_device):
@@ -127,6 +164,37 @@ def test_linear_matrices_move_by_their_own_rate():
     optimizer, _ = make_optimizer(settings(optimizer="adam", learning_rate=0.1, linear_rate=0.02), 10)
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["h"]["linear"]["kernel"], 0.02 * updates["h"]["mean"]["kernel"], rtol=1e-6)
+
+
+def test_weight_decay_shrinks_weights_alone():
+    """Where gradients are 0, Adam's step is the decay's: neither biases nor linear paths shrink."""
+    optimizer, _ = make_optimizer(settings(optimizer="adam", learning_rate=0.1, weight_decay=0.2), 10)
+    params = {"conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "linear": {"kernel": jnp.ones((2, 2))}}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["conv"]["kernel"], -0.1 * 0.2, rtol=1e-6)
+    np.testing.assert_array_equal(updates["conv"]["bias"], 0)
+    np.testing.assert_array_equal(updates["linear"]["kernel"], 0)
+
+
+def test_the_average_is_of_the_parameters_that_the_steps_move(small):
+    """Against the steps without it, which are the same, and the sum of the weights written out."""
+    optimizer, _ = make_optimizer(settings(learning_rate=0.05), 24)
+    placement, loss = parallel.place(1, "pmap", 16), make_loss(small.model, 0.3, 1.0)
+    states = {}
+    for average in (0.0, 0.6):
+        state = start(small, optimizer)
+        if average:
+            state = state._replace(moving=jax.tree.map(jnp.array, small.params))
+        run = make_run(make_step(loss, optimizer, 5, 16, True, placement, average), placement)
+        states[average] = [jax.tree.map(np.asarray, placement.get(now)) for now, _ in
+                           fit(run, state, small.data.train, placement, 5, 16, 2, 1)]
+    expected = small.params
+    for i, (plain, averaged) in enumerate(zip(states[0.0], states[0.6], strict=True)):
+        assert_close(averaged.moving, plain.params, 1e-6)
+        keep = min(0.6, (1 + i) / (10 + i))
+        expected = jax.tree.map(lambda old, new, keep=keep: keep * old + (1 - keep) * new, expected, plain.params)
+        assert_close(averaged.params, expected, 1e-5)
+    assert i == 11 and keep == 12 / 21 and states[0.0][0].moving == ()
 
 
 def test_gradients_are_clipped_before_the_optimiser_sees_them():

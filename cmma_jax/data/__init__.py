@@ -1,16 +1,19 @@
 """Data sets by name."""
 
+import math
+import pathlib
 from typing import Literal
 
 from cmma_jax.config import did_you_mean
 from cmma_jax.data.dataset import Dataset
+from cmma_jax.data.disk import CACHE
 from cmma_jax.errors import InputError
 
 NAMES = ("synthetic", "lfw", "folder", "tfds/lfw_attributes", "tfds/celeb_a")
 
 
 def load_dataset(dataset: str, data_dir: str, seed: int = 0, kind: Literal["binary", "real"] = "binary",
-                 image_size: int = 64) -> Dataset:
+                 image_size: int = 64, memory: float = math.inf, cache: str = "") -> Dataset:
     """Loads a data set.
 
     Args:
@@ -19,6 +22,9 @@ def load_dataset(dataset: str, data_dir: str, seed: int = 0, kind: Literal["bina
       seed: of the split of a folder without a column `split`.
       kind: which of LFW's attributes; the others have the kind that their values say.
       image_size: height and width of the faces; "synthetic" and "lfw" have 64.
+      memory: bytes that the training faces of a folder or of TFDS may take in memory; larger sets are decoded to memory
+        maps (`disk.decoded`). "synthetic" and "lfw" are known to fit: 49 and 123 MB.
+      cache: where those are; empty: `disk.CACHE` in data_dir.
 
     Raises:
       InputError: there is no such data set, or it is not as it should be.
@@ -26,6 +32,7 @@ def load_dataset(dataset: str, data_dir: str, seed: int = 0, kind: Literal["bina
     if dataset in ("synthetic", "lfw") and image_size != 64:
         raise InputError(f"the faces of data set {dataset!r} are 64x64; got image_size {image_size}: leave it at 64, "
                          "or use 'folder'")
+    maps = pathlib.Path(cache or pathlib.Path(data_dir) / CACHE)
     if dataset == "synthetic":
         from cmma_jax.data.synthetic import make_synthetic
         data = make_synthetic()
@@ -34,10 +41,10 @@ def load_dataset(dataset: str, data_dir: str, seed: int = 0, kind: Literal["bina
         data = load_lfw(data_dir, kind)
     elif dataset == "folder":
         from cmma_jax.data.folder import load_folder
-        data = load_folder(data_dir, image_size, seed)
+        data = load_folder(data_dir, image_size, seed, memory, maps)
     elif dataset.startswith("tfds/"):
         from cmma_jax.data.tfds_builder import load_tfds
-        data = load_tfds(dataset.removeprefix("tfds/"), data_dir, image_size)
+        data = load_tfds(dataset.removeprefix("tfds/"), data_dir, image_size, memory, maps)
     else:
         raise InputError(f"there is no data set {dataset!r}{did_you_mean(dataset, NAMES)}; expected one of "
                          f"{', '.join(NAMES)} (or another set of TFDS)")

@@ -1,6 +1,8 @@
 """The data as values: faces, attributes with holes, and batches as a pure function of (seed, step)."""
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,7 +13,7 @@ Array = Any  # np.ndarray or jax.Array: which of them, its place says, and not i
 
 
 class Faces(NamedTuple):
-    """Rows of faces with their attributes; NumPy arrays on the host, JAX arrays on a device.
+    """Rows of faces with their attributes; NumPy arrays on the host, memory maps on disk, JAX arrays on a device.
 
     Attributes:
       x: [N, H, W, 3] uint8, pixels in 0..255.
@@ -122,16 +124,33 @@ def make_dataset(dataset: str, attributes: tuple[str, ...], kind: Literal["binar
     return Dataset(finish(train), finish(validation), finish(test), spec)
 
 
-def batch_rows(seed: int | jax.Array, step: int | jax.Array, size: int, batch_size: int) -> jax.Array:
-    """Returns [batch_size] row numbers of a step's batch, a pure function of (seed, step).
+def epoch_rows(seed: int, epoch: int, size: int, batch_size: int) -> np.ndarray:
+    """Returns [size // batch_size, batch_size] row numbers of an epoch's batches, a pure function of its arguments.
 
     An epoch is a permutation of the rows that comes from the seed and the epoch's number; the
     size % batch_size rows left over are other ones every epoch.
     """
+    order = np.asarray(_permutation(seed, epoch, size))
+    return order[:size // batch_size * batch_size].reshape(-1, batch_size)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _permutation(seed: int, epoch: int, size: int) -> jax.Array:
+    return jax.random.permutation(jax.random.fold_in(jax.random.key(seed), epoch), size)
+
+
+def call_rows(seed: int, start: int, stop: int, size: int, batch_size: int, most: int) -> Iterator[np.ndarray]:
+    """Yields the row numbers of steps start to stop, [n, batch_size] at a time: n is `most`, or what an epoch has left.
+
+    The order of an epoch is drawn once, as the first of its rows are asked for.
+    """
     batches = size // batch_size
-    epoch, batch = step // batches, step % batches
-    order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), epoch), size)
-    return jax.lax.dynamic_slice_in_dim(order, batch * batch_size, batch_size)
+    while start < stop:
+        rows = epoch_rows(seed, start // batches, size, batch_size)
+        last = min(batches, start % batches + stop - start)
+        for first in range(start % batches, last, most):
+            yield rows[first:min(first + most, last)]
+        start += last - start % batches
 
 
 def mirrored(faces: Faces) -> Faces:

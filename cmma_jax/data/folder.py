@@ -20,11 +20,12 @@ import tqdm
 from PIL import Image
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
+from cmma_jax.data.disk import CACHE, PARTS, New, decoded, fingerprint
 from cmma_jax.errors import InputError
 from cmma_jax.images import one_line, open_picture
 
 TABLE = "attributes.csv"
-SPLITS = ("train", "validation", "test")
+SPLITS = PARTS
 LAYOUT = "its first two lines like 'file,Smiling,Eyeglasses' and 'anna.jpg,1,0'"
 SMALLEST_FOLDER = 10  # faces that an 80/10/10 split needs
 WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
@@ -43,7 +44,8 @@ class Row(NamedTuple):
     cells: list[str]
 
 
-def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, seed: int = 0) -> Dataset:
+def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, seed: int = 0, memory: float = math.inf,
+                cache: pathlib.Path = pathlib.Path(CACHE)) -> Dataset:
     """Loads a folder of images and its `attributes.csv`.
 
     If every column holds only 0 and 1, or -1 and 1, or true/yes and false/no, the attributes are
@@ -57,6 +59,8 @@ def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, seed: int = 
       data_dir: the folder.
       image_size: height and width of the faces, a multiple of 16.
       seed: of the split.
+      memory, cache: as of `disk.decoded`: a larger set is decoded to memory maps, anew where the table or an image
+        has changed.
 
     Returns:
       The data set; x is [N, image_size, image_size, 3] uint8.
@@ -73,11 +77,18 @@ def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, seed: int = 
     parts = _split(table, rows, seed)
     refuse_constant(str(table), attributes, y[parts["train"]], mask[parts["train"]], "drop the column")
     _mention_unused(folder, rows)
-    x = np.empty((len(rows), image_size, image_size, 3), np.uint8)
-    for i, row in enumerate(tqdm.tqdm(rows, "reading images", disable=None)):
-        x[i] = read_image(row.path, f"{table}, line {row.line}: image {row.file!r}", image_size)
-    return make_dataset("folder", attributes, kind,
-                        *(Faces(x[parts[s]], y[parts[s]], mask[parts[s]]) for s in SPLITS))
+
+    def build(new: New) -> Dataset:
+        x = {part: new(part, len(members)) for part, members in parts.items()}
+        with tqdm.tqdm(total=len(rows), desc="reading images", disable=None) as bar:
+            for part, members in parts.items():
+                for i, row in enumerate(rows[member] for member in members):
+                    x[part][i] = read_image(row.path, f"{table}, line {row.line}: image {row.file!r}", image_size)
+                    bar.update()
+        return make_dataset("folder", attributes, kind, *(Faces(x[s], y[parts[s]], mask[parts[s]]) for s in SPLITS))
+
+    return decoded(build, image_size, len(parts["train"]), memory, cache, lambda: [
+        image_size, seed, table.read_text(encoding="utf-8-sig"), fingerprint(row.path for row in rows)])
 
 
 def require_image_size(image_size: int) -> None:

@@ -8,6 +8,7 @@ Importing this module imports TFDS, so nothing else in the library does it at im
 import argparse
 import io
 import logging
+import math
 import pathlib
 import sys
 import urllib.error
@@ -21,6 +22,7 @@ import tqdm
 from PIL import Image
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
+from cmma_jax.data.disk import CACHE, New, decoded, fingerprint
 from cmma_jax.data.folder import SPLITS, read_image, refuse_constant, require_image_size
 from cmma_jax.data.lfw import SIZE, Part, read_labels, read_lfw
 from cmma_jax.errors import InputError
@@ -79,7 +81,8 @@ class LfwAttributes(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
                         "person": person.replace("_", " "), "number": int(number)}
 
 
-def load_tfds(name: str, data_dir: str | pathlib.Path, image_size: int = 64) -> Dataset:
+def load_tfds(name: str, data_dir: str | pathlib.Path, image_size: int = 64, memory: float = math.inf,
+              cache: pathlib.Path = pathlib.Path(CACHE)) -> Dataset:
     """Loads a set of TFDS that has an `image` and a dictionary `attributes` of booleans or floats.
 
     Such are `celeb_a` and, prepared by this module, `lfw_attributes` (and `lfw_attributes/real`). Images
@@ -91,6 +94,7 @@ def load_tfds(name: str, data_dir: str | pathlib.Path, image_size: int = 64) -> 
       name: of the set, with its config if it has several: "celeb_a", "lfw_attributes/real".
       data_dir: TFDS's data folder.
       image_size: height and width of the faces, a multiple of 16.
+      memory, cache: as of `disk.decoded`: a larger set is decoded to memory maps, anew where its files have changed.
 
     Returns:
       The data set; x is [N, image_size, image_size, 3] uint8; booleans make binary attributes, floats
@@ -112,10 +116,15 @@ def load_tfds(name: str, data_dir: str | pathlib.Path, image_size: int = 64) -> 
                          f"{', '.join(SPLITS)}: use another set")
     metadata = builder.info.metadata or {}
     attributes = tuple(metadata.get("attributes") or sorted(types))
-    parts = [_read_split(where, builder, split, attributes, image_size) for split in SPLITS]
-    refuse_constant(where, attributes, parts[0].y, parts[0].mask, "use another set")
     kind: Literal["binary", "real"] = "binary" if all(dtype == np.bool_ for dtype in types.values()) else "real"
-    return make_dataset(metadata.get("dataset") or f"tfds/{name}", attributes, kind, *parts)
+
+    def build(new: New) -> Dataset:
+        parts = [_read_split(where, builder, split, attributes, new) for split in SPLITS]
+        refuse_constant(where, attributes, parts[0].y, parts[0].mask, "use another set")
+        return make_dataset(metadata.get("dataset") or f"tfds/{name}", attributes, kind, *parts)
+
+    return decoded(build, image_size, splits["train"].num_examples, memory, cache, lambda: [
+        name, image_size, fingerprint(sorted(pathlib.Path(builder.data_path).iterdir()))])
 
 
 def _open(name: str, folder: pathlib.Path) -> tfds.core.DatasetBuilder:
@@ -166,15 +175,15 @@ def _attribute_types(where: str, features: dict[str, tfds.features.FeatureConnec
 
 
 def _read_split(where: str, builder: tfds.core.DatasetBuilder, split: str, attributes: tuple[str, ...],
-                image_size: int) -> Faces:
-    """Returns a split, its attributes as they were stored."""
+                new: New) -> Faces:
+    """Returns a split, its faces in an array of `new`, its attributes as they were stored."""
+    x = new(split, builder.info.splits[split].num_examples)
     try:
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        x = np.empty((len(source), image_size, image_size, 3), np.uint8)
         y = np.empty((len(source), len(attributes)), np.float32)
         for i in tqdm.trange(len(source), desc=f"reading {split}", disable=None):
             example = source[i]
-            x[i] = read_image(io.BytesIO(example["image"]), f"image {i}", image_size)
+            x[i] = read_image(io.BytesIO(example["image"]), f"image {i}", x.shape[1])
             y[i] = [example["attributes"][name] for name in attributes]
     except Exception as error:  # another file format, a missing or corrupt file, a corrupt image
         raise InputError(f"{where}, split {split}, cannot be read ({_first_line(error)}); expected whole {FORMAT} "

@@ -168,14 +168,14 @@ def train_judge(data: Dataset, settings: Settings) -> Judge:
     placement = parallel.place(1, "pmap", settings.batch_size)
     step = make_step(make_judge_loss(network, settings.dropout), optimizer, settings.seed, settings.batch_size, True,
                      placement)
-    per_call = max(n for n in range(1, STEPS_PER_CALL + 1) if steps % n == 0)
     x, y, mask = data.validation.x / np.float32(255), data.validation.y, data.validation.mask
     best, best_auc, said = params, -math.inf, ""
     with tqdm(total=steps * settings.batch_size * settings.epochs, unit=" faces", dynamic_ncols=True) as bar:
         for now, means in fit(make_run(step, placement), TrainState(jnp.int32(0), params, optimizer.init(params)),
-                              data.train, placement, steps, settings.epochs, per_call):
+                              data.train, placement, settings.seed, settings.batch_size, settings.epochs,
+                              STEPS_PER_CALL):
             bar.set_postfix_str(f"loss {means['loss'].mean():.4f}{said}", refresh=False)
-            bar.update(per_call * settings.batch_size)
+            bar.update(len(means["loss"]) * settings.batch_size)
             if int(now.step) % steps:
                 continue
             mean_auc = mean_known(aucs(_probabilities(now.params, x), y, mask))

@@ -41,12 +41,18 @@ def over_seeds(results: list[Figures]) -> Figures:
     return merged | {"seeds": (len(results), None)}
 
 
-def to_markdown(table: dict[str, Figures]) -> str:
-    """Returns the table as Markdown, padded so that it reads as plain text too; columns nobody has are left out."""
+def to_rows(table: dict[str, Figures]) -> list[list[str]]:
+    """Returns the table as cells: a row of headings, a row a system; columns nobody has are left out."""
     columns = [name for name in COLUMNS if any(name in figures for figures in table.values())]
     rows = [["", *(COLUMNS[name][0] for name in columns)]]
     for system, figures in table.items():
         rows.append([system, *(_cell(*figures[name], COLUMNS[name][1]) if name in figures else "" for name in columns)])
+    return rows
+
+
+def to_markdown(table: dict[str, Figures]) -> str:
+    """Returns the table as Markdown, padded so that it reads as plain text too."""
+    rows = to_rows(table)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
              for row in rows]
@@ -72,6 +78,12 @@ def to_json(table: dict[str, Figures]) -> str:
 
     return json.dumps({system: {name: [plain(value), plain(error)] for name, (value, error) in figures.items()}
                        for system, figures in table.items()}, indent=1) + "\n"
+
+
+def from_json(text: str) -> dict[str, Figures]:
+    """Returns the table of `to_json`'s text; a null value is no number again."""
+    return {system: {name: (math.nan if value is None else value, error) for name, (value, error) in figures.items()}
+            for system, figures in json.loads(text).items()}
 
 
 def write(table: dict[str, Figures], stem: pathlib.Path, heading: str) -> list[pathlib.Path]:

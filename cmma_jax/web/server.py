@@ -1,0 +1,365 @@
+"""The page's server: a FastAPI application made of loaded models; it holds nothing but them."""
+
+import base64
+import ipaddress
+import pathlib
+import socket
+from importlib import resources
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from cmma_jax.api import FaceModel
+from cmma_jax.attributes import FARTHEST, Attributes
+from cmma_jax.data.dataset import Faces
+from cmma_jax.errors import InputError
+from cmma_jax.evaluation import table
+from cmma_jax.web import studio
+from cmma_jax.web.groups import GROUPS, OTHERS, group_of, presets
+from cmma_jax.web.guard import UPLOAD_BYTES, Guard, Queue
+
+CONNECTIONS = 256  # at once; more are answered 503
+WAITING, SECONDS = 64, 20.0  # requests at a model, and the longest that one may take
+PHOTOS_WAITING = 8  # photographs to be decoded, each of 40 megapixels at most
+RANGE = {"binary": (-3.0, 4.0), "real": (-FARTHEST, FARTHEST)}  # of an attribute that is wanted
+HIGHEST_INTENSITY, HIGHEST_TEMPERATURE, FARTHEST_PLACE, HIGHEST_SEED = 6.0, 2.0, 1e4, 2**31 - 1
+IMAGES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
+FILES = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css"),
+         "/page.js": ("page.js", "text/javascript"), "/icon.svg": ("icon.svg", "image/svg+xml"),
+         "/api": ("api.html", "text/html"), "/api.js": ("api.js", "text/javascript")}
+
+
+class Problem(BaseModel):
+    """Why a request was not carried out, in one line."""
+
+    error: str
+
+
+class Pictures(BaseModel):
+    """Faces, each a PNG as a data URL."""
+
+    faces: list[str]
+
+
+class Told(BaseModel):
+    """An attribute as the model tells it: a probability or a score, and its deviation."""
+
+    mean: float
+    deviation: float
+
+
+class Looked(BaseModel):
+    """What a model sees in a face."""
+
+    told: dict[str, Told]
+    reconstruction: str
+
+
+class Box(BaseModel):
+    """A square of a photograph, in pixels."""
+
+    left: float
+    top: float
+    size: float
+
+
+class Cropped(BaseModel):
+    """A face cut from a photograph; `preview` is the photograph itself, scaled down."""
+
+    width: int
+    height: int
+    box: Box
+    found: bool
+    face: str
+    preview: str | None
+
+
+class PlaneView(BaseModel):
+    """The plane of a model's latents: the faces' places, and each axis's share of how z moves faces."""
+
+    points: list[tuple[float, float]]
+    shares: tuple[float, float]
+
+
+class EllipseView(BaseModel):
+    """p(z|attributes) on the plane, at two deviations; the angle is in radians."""
+
+    center: tuple[float, float]
+    radii: tuple[float, float]
+    angle: float
+
+
+class AttributeView(BaseModel):
+    """An attribute: its group, and those that cannot hold where it does."""
+
+    name: str
+    group: str
+    contradicts: list[str]
+
+
+class ModelView(BaseModel):
+    """A model: whether it looks at faces, and whether it tells their attributes."""
+
+    name: str
+    looks: bool
+    tells: bool
+    latents: int
+    run: str
+
+
+class About(BaseModel):
+    """What this page has."""
+
+    dataset: str
+    kind: Literal["binary", "real"]
+    size: tuple[int, int]
+    groups: list[str]
+    attributes: list[AttributeView]
+    models: list[ModelView]
+    presets: dict[str, dict[str, bool]]
+    faces: int
+    faces_are: Literal["test", "generated"]
+    range: tuple[float, float]
+    batch: int
+    upload_bytes: int
+
+
+class Results(BaseModel):
+    """The table of evaluate.py as cells, the first row its headings; empty if there is none."""
+
+    rows: list[list[str]]
+    title: str
+
+
+STATUSES = {400: "broken off", 403: "another origin", 408: "came too slowly",
+            409: "cannot be carried out: attributes that contradict each other, or a model without the part it needs",
+            413: "too large", 421: "another host", 422: "not valid", 503: "too many requests"}
+
+
+def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path, names: frozenset[str],
+             waiting: int = WAITING) -> FastAPI:
+    """Returns the application, everything that it asks of the models compiled.
+
+    Args:
+      models: the first is the one that the page begins with; all know the same attributes.
+      test: faces to pick from; None: the first model makes some.
+      runs_dir: where the results table of evaluate.py lies, if there is one.
+      names: hosts that are answered; see `names_of`.
+      waiting: requests at the models at once, beyond which 503 is answered.
+    """
+    spec, first = models[0].run.spec, models[0]
+    faces = studio.choose_faces(first, test)
+    pictures = [studio.to_png(face / np.float32(255)) for face in faces]
+    studios = {model.run.system: studio.open_studio(model, faces) for model in models}
+    files = {path: (resources.files("cmma_jax.web").joinpath(name).read_bytes(), kind)
+             for path, (name, kind) in FILES.items()}
+    height, width, channels = spec.image_shape
+    lowest, highest = RANGE[spec.kind]
+
+    Model = Literal[tuple(studios)]
+    Wanted = Annotated[dict[Literal[spec.attributes], Annotated[float, Field(ge=lowest, le=highest)]],
+                       Field(max_length=len(spec.attributes))]
+    # A face: the number of one to pick, or its pixels, rows of RGB, a byte each, as base64.
+    Face = (Annotated[int, Field(ge=0, lt=len(faces))]
+            | Annotated[str, Field(min_length=4 * height * width, max_length=4 * height * width,
+                                   pattern="^[A-Za-z0-9+/]*$")])
+
+    class Body(BaseModel):
+        model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+        model: Model
+
+    class Make(Body):
+        """Faces that have attributes; those not named are unknown."""
+
+        attributes: Wanted = {}
+        n: Annotated[int, Field(ge=1, le=studio.BATCH)] = 1
+        seed: Annotated[int, Field(ge=0, le=HIGHEST_SEED)] = 0
+        temperature: Annotated[float, Field(ge=0, le=HIGHEST_TEMPERATURE)] = 1.0
+
+    class Look(Body):
+        """A face to be looked at."""
+
+        face: Face
+
+    class Edit(Look):
+        """A face to be changed in some ways, each on its own; 0 changes nothing, 1 is what was asked for."""
+
+        edits: Annotated[list[Wanted], Field(min_length=1, max_length=studio.BATCH)]
+        intensity: Annotated[float, Field(ge=-HIGHEST_INTENSITY, le=HIGHEST_INTENSITY)] = 1.0
+        keep_detail: bool = False
+
+    class Place(Body):
+        """A place on the plane."""
+
+        place: Annotated[list[Annotated[float, Field(ge=-FARTHEST_PLACE, le=FARTHEST_PLACE)]],
+                         Field(min_length=2, max_length=2)]
+
+    class Ellipse(Body):
+        """Attributes whose p(z|attributes) is drawn."""
+
+        attributes: Wanted = {}
+
+    app = FastAPI(title="cmma_jax", version="1", docs_url=None, redoc_url=None,
+                  description="Faces from attributes. Attributes not named are unknown; a binary one's 0 is no, 1 yes, "
+                              "and what lies outside extrapolates; a real-valued one's are deviations from the mean.",
+                  responses={status: {"model": Problem, "description": said} for status, said in STATUSES.items()})
+    app.add_middleware(Guard, names=names, uploads=("/api/photo",))
+    queue, photo_queue = Queue(waiting, SECONDS), Queue(PHOTOS_WAITING, SECONDS)
+
+    def find(name: str, looks: bool = True) -> studio.Studio:
+        if looks and studios[name].plane is None:
+            raise InputError(f"the {name} cannot look at a face; choose another model")
+        return studios[name]
+
+    def face_of(face: int | str) -> np.ndarray:
+        if isinstance(face, int):
+            return faces[face] / np.float32(255)
+        return np.frombuffer(base64.b64decode(face), np.uint8).reshape(height, width, channels) / np.float32(255)
+
+    def to_pictures(made: np.ndarray) -> Pictures:
+        return Pictures(faces=[studio.to_png(face) for face in made])
+
+    @app.exception_handler(InputError)
+    async def cannot(request: Request, error: InputError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 409)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        one = error.errors()[0]
+        where = ".".join(str(part) for part in one["loc"][1:]) or "the request"
+        return JSONResponse({"error": f"{where}: {one['msg']}"[:500]}, 422)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+    @app.get("/api/about")
+    async def about() -> About:
+        """What models, attributes and faces there are."""
+        settings = Attributes(spec)
+        attributes = [AttributeView(name=name, group=group_of(name),
+                                    contradicts=[spec.attributes[j] for j in settings.contradicted(i)])
+                      for i, name in enumerate(spec.attributes)]
+        there = {attribute.group for attribute in attributes}
+        return About(
+            dataset=spec.dataset, kind=spec.kind, size=(height, width), attributes=attributes,
+            groups=[group for group in (*GROUPS, OTHERS) if group in there], presets=presets(spec.attributes),
+            models=[ModelView(name=name, looks=each.plane is not None, run=each.model.run.path.name,
+                              tells=each.model.run.model.attributes is not None,
+                              latents=each.model.run.config.latent_size) for name, each in studios.items()],
+            faces=len(faces), faces_are="generated" if test is None else "test", range=(lowest, highest),
+            batch=studio.BATCH, upload_bytes=UPLOAD_BYTES)
+
+    @app.post("/api/make")
+    async def make(body: Make, request: Request) -> Pictures:
+        """Makes faces from attributes; at temperature 0 the one at the mean of p(z|attributes)."""
+        return await queue.run(request, lambda: to_pictures(
+            find(body.model, looks=False).make(body.attributes, body.n, body.seed, body.temperature)))
+
+    @app.post("/api/look")
+    async def look(body: Look, request: Request) -> Looked:
+        """Tells a face's attributes, with uncertainty, and reconstructs it."""
+        def work() -> Looked:
+            sitter, face = find(body.model), face_of(body.face)
+            told = {name: Told(mean=mean, deviation=deviation) for name, (mean, deviation) in sitter.tell(face).items()}
+            return Looked(told=told, reconstruction=studio.to_png(sitter.model.reconstruct(face)[0]))
+
+        return await queue.run(request, work)
+
+    @app.post("/api/edit")
+    async def edit(body: Edit, request: Request) -> Pictures:
+        """Changes a face, whose other attributes the model tells; each of `edits` gives one."""
+        return await queue.run(request, lambda: to_pictures(
+            find(body.model).edit(face_of(body.face), body.edits, body.intensity, body.keep_detail)))
+
+    @app.get("/api/plane")
+    async def plane(model: Model) -> PlaneView:
+        """The plane of a model's latents: two latents themselves, or the two axes of z that move faces most."""
+        there = find(model).plane
+        assert there is not None  # find has seen to it
+        return PlaneView(points=there.points.tolist(), shares=(float(there.shares[0]), float(there.shares[1])))
+
+    @app.post("/api/decode")
+    async def decode(body: Place, request: Request) -> Pictures:
+        """The face at a place on the plane."""
+        return await queue.run(request, lambda: to_pictures(find(body.model).decode((body.place[0], body.place[1]))))
+
+    @app.post("/api/ellipse")
+    async def ellipse(body: Ellipse, request: Request) -> EllipseView:
+        """p(z|attributes) on the plane."""
+        return await queue.run(request, lambda: EllipseView(**find(body.model).ellipse(body.attributes)._asdict()))
+
+    @app.post("/api/photo", openapi_extra={"requestBody": {"required": True, "content": {
+        kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGES}}},
+        responses={415: {"model": Problem, "description": "no image of a kind that is taken"}})
+    async def photo(request: Request,
+                    size: Annotated[float | None, Query(ge=1, le=1e5, allow_inf_nan=False)] = None,
+                    left: Annotated[float, Query(ge=-1e5, le=1e5, allow_inf_nan=False)] = 0.0,
+                    top: Annotated[float, Query(ge=-1e5, le=1e5, allow_inf_nan=False)] = 0.0) -> Cropped:
+        """Cuts the face from a photograph, which is kept nowhere: where it is found, or a square that is given."""
+        if request.headers.get("content-type", "").split(";")[0].strip().lower() not in IMAGES:
+            raise HTTPException(415, f"expected a photograph, its content-type one of {', '.join(IMAGES)}")
+        photo_bytes, box = await request.body(), None if size is None else (left, top, size)
+
+        def work() -> Cropped:
+            try:
+                crop = studio.read_crop(photo_bytes, height, box)
+            except InputError as error:
+                raise HTTPException(415 if "cannot be decoded" in str(error) else 422, str(error)) from None
+            left, top, size = crop.box
+            return Cropped(width=crop.width, height=crop.height, box=Box(left=left, top=top, size=size),
+                           found=crop.found, face=studio.to_png(crop.face),
+                           preview=studio.to_url(crop.preview, "JPEG", quality=85) if box is None else None)
+
+        return await photo_queue.run(request, work)
+
+    @app.get("/api/faces/{number}", response_class=Response,
+             responses={200: {"content": {"image/png": {}}, "description": "a face to pick"}})
+    async def picked(number: Annotated[int, Path(ge=0, lt=len(faces))]) -> Response:
+        """One of the faces to pick from, a PNG."""
+        return Response(base64.b64decode(pictures[number].partition(",")[2]), media_type="image/png",
+                        headers={"cache-control": "no-cache"})
+
+    @app.get("/api/results")
+    async def results() -> Results:
+        """The newest results table of evaluate.py for this data set."""
+        return read_results(runs_dir, spec.dataset)
+
+    for path, (content, kind) in files.items():
+        app.add_route(path, _file(content, kind), include_in_schema=False)
+    return app
+
+
+def read_results(folder: pathlib.Path, dataset: str) -> Results:
+    """Returns the newest results-<dataset>-<split>.json of a folder as cells."""
+    found = sorted(folder.glob(f"results-{dataset.replace('/', '-')}-*.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        return Results(rows=[], title="")
+    return Results(rows=table.to_rows(table.from_json(found[-1].read_text())), title=found[-1].stem)
+
+
+def names_of(host: str) -> frozenset[str]:
+    """Returns the hosts under which a page that listens on `host` is answered.
+
+    A server on all of a machine's addresses is answered under its name and any address: what is written in numbers
+    cannot be rebound.
+    """
+    names = {host.lower(), "localhost", "127.0.0.1", "::1"}
+    try:
+        everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        everywhere = False
+    return frozenset(names | ({"*", socket.gethostname().lower()} if everywhere else set()))
+
+
+def _file(content: bytes, kind: str):
+    async def send(request: Request) -> Response:
+        return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
+
+    return send

@@ -1,0 +1,256 @@
+"""What the page asks of a model, in batches of 1 and of BATCH faces, so that nothing is compiled after the start."""
+
+import base64
+import dataclasses
+import functools
+import io
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from cmma_jax import photos, sampling
+from cmma_jax.api import FaceModel
+from cmma_jax.attributes import Attributes
+from cmma_jax.data.dataset import Faces, spread
+from cmma_jax.errors import InputError
+from cmma_jax.flow import draw
+from cmma_jax.images import open_picture
+
+BATCH = 8  # faces made at once
+SHOWN = 240  # test faces that can be picked, and that lie on the plane
+STAND_INS = 48  # faces that the model makes where there are no test faces
+DRAWN = 64  # samples by which the ellipse of a flow prior is told
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of photographs; Pillow starts other programs for some of the others
+PREVIEW = 1024  # pixels of a photograph's longer side in which a face is looked for, and which the page shows
+
+Wanted = dict[str, float]
+
+
+class Plane(NamedTuple):
+    """Two axes through the latents of faces: those of z itself if J = 2, else the two along which faces change most.
+
+    They are principal axes of z as the decoder weighs it: the first singular vectors of what a step along each latent,
+    one way and the other, changes of the face where the axes cross. The latents by themselves have unit deviation in
+    nearly every direction, so that their own principal axes are those of a few odd faces.
+
+    Attributes:
+      middle: [J] where the axes cross: 0 if J = 2, else the mean of the faces' latents.
+      axes: [2, J] of unit length, orthogonal.
+      shares: [2] of the squares of those changes; of the latents' variance if J = 2.
+      points: [N, 2] the faces' places.
+    """
+
+    middle: np.ndarray
+    axes: np.ndarray
+    shares: np.ndarray
+    points: np.ndarray
+
+
+class Ellipse(NamedTuple):
+    """A Gaussian on the plane, at two deviations: its centre, its half axes, and the first one's angle in radians."""
+
+    center: tuple[float, float]
+    radii: tuple[float, float]
+    angle: float
+
+
+class Crop(NamedTuple):
+    """A face cut from a photograph.
+
+    Attributes:
+      width, height: of the photograph, upright.
+      box: left, top, size of the square in it.
+      found: whether the detector found the face there.
+      face: [H, W, 3] float32 in [0, 1].
+      preview: the photograph, at most PREVIEW pixels wide and high.
+    """
+
+    width: int
+    height: int
+    box: tuple[float, float, float]
+    found: bool
+    face: np.ndarray
+    preview: Image.Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Studio:
+    """A model with its plane; a face is [H, W, 3] float32 in [0, 1], N faces are [N, H, W, 3].
+
+    Attributes that are wanted are {exact name: value}: a binary one's 0 is no and 1 yes, and what lies outside
+    extrapolates, as an edit's intensity does; a real-valued one's are deviations from the mean. Setting one resets
+    what contradicts it. All methods raise InputError if two that are wanted contradict each other.
+    """
+
+    model: FaceModel
+    plane: Plane | None
+
+    def make(self, wanted: Wanted, n: int, seed: int, temperature: float) -> np.ndarray:
+        """Returns n <= BATCH faces that have attributes."""
+        size = 1 if n == 1 else BATCH
+        y, mask = (np.repeat(a[None], size, 0) for a in self._settle(wanted, *self.model.encode({})))
+        return self.model.generate_encoded(y, mask, seed, temperature)[:n]
+
+    def tell(self, face: np.ndarray) -> dict[str, tuple[float, float]]:
+        """Returns {attribute: (mean, deviation)} as q(y|z) tells them; nothing without a q(y|z)."""
+        if self.model.run.model.attributes is None:
+            return {}
+        told = self.model.infer_attributes(face)
+        return {name: (float(mean[0]), float(deviation[0])) for name, (mean, deviation) in told.items()}
+
+    def edit(self, face: np.ndarray, edits: list[Wanted], intensity: float, keep_detail: bool) -> np.ndarray:
+        """Returns a face changed in each of some ways, at most BATCH of them."""
+        x = face[None]
+        (y,), (mask,) = self.model.complete(x, *(a[None] for a in self.model.encode({})))
+        new = [self._settle(wanted, y, mask) for wanted in edits]
+        new += new[-1:] * ((1 if len(new) == 1 else BATCH) - len(new))
+        x, y, mask = (np.repeat(a[None], len(new), 0) for a in (face, y, mask))
+        new_y, new_mask = (np.stack(each) for each in zip(*new, strict=True))
+        return self.model.edit_encoded(x, y, mask, new_y, new_mask, intensity, keep_detail=keep_detail)[:len(edits)]
+
+    def decode(self, place: tuple[float, float]) -> np.ndarray:
+        """Returns [1, H, W, 3], the face at a place on the plane."""
+        assert self.plane is not None  # the server asks such a model nothing of a plane
+        z = self.plane.middle + np.asarray(place, np.float32) @ self.plane.axes
+        run = self.model.run
+        return np.asarray(sampling.decode(run.model, run.params, z[None], *(a[None] for a in self.model.encode({}))))
+
+    def ellipse(self, wanted: Wanted) -> Ellipse:
+        """Returns p(z|y) on the plane."""
+        assert self.plane is not None
+        y, mask = (a[None] for a in self._settle(wanted, *self.model.encode({})))
+        run = self.model.run
+        center, covariance = _on_plane(run.model, run.params, y, mask, self.plane.middle, self.plane.axes)
+        squares, directions = np.linalg.eigh(np.asarray(covariance, np.float64))
+        return Ellipse(_pair(center), _pair(2 * np.sqrt(np.maximum(squares, 0))),
+                       math.atan2(directions[1, 0], directions[0, 0]))
+
+    def _settle(self, wanted: Wanted, y: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        settings, binary = Attributes(self.model.run.spec), self.model.run.spec.kind == "binary"
+        plain = {name: float(value > 0.5) if binary else f"{value}sd" for name, value in wanted.items()}
+        y, mask = settings.settle(plain, y, mask)
+        for name, value in wanted.items():
+            y[settings.find(name)] = value
+        return y, mask
+
+
+def _pair(values: np.ndarray) -> tuple[float, float]:
+    return float(values[0]), float(values[1])
+
+
+def open_studio(model: FaceModel, faces: np.ndarray) -> Studio:
+    """Returns a model with everything that the page asks of it compiled; faces: [N, H, W, 3] uint8, on its plane."""
+    studio = Studio(model, _plane(model, faces))
+    for n in (1, BATCH):
+        studio.make({}, n, 0, 1.0)
+    if studio.plane is not None:
+        face = faces[0] / np.float32(255)
+        studio.tell(face)
+        studio.model.reconstruct(face)
+        for n in (1, BATCH):
+            for keep_detail in (False, True):
+                studio.edit(face, [{}] * n, 1.0, keep_detail)
+        studio.decode((0.0, 0.0))
+        studio.ellipse({})
+    return studio
+
+
+def choose_faces(model: FaceModel, test: Faces | None) -> np.ndarray:
+    """Returns the faces to pick from, [N, H, W, 3] uint8: some of the test, or of the model's own making."""
+    if test is not None:
+        return spread(test, SHOWN).x
+    y, mask = (np.repeat(a[None], BATCH, 0) for a in model.encode({}))
+    made = [model.generate_encoded(y, mask, seed) for seed in range(STAND_INS // BATCH)]
+    return np.round(255 * np.concatenate(made)).astype(np.uint8)
+
+
+def read_crop(body: bytes, size: int, box: tuple[float, float, float] | None) -> Crop:
+    """Returns the face in a photograph; nothing is written anywhere.
+
+    Args:
+      body: an image file's bytes.
+      size: height and width of the model's faces.
+      box: left, top, size of the square to cut; None: where the detector finds a face, else the middle.
+
+    Raises:
+      InputError: it is none of FORMATS, is corrupt or too large or too small, or the square lies outside it.
+    """
+    picture = open_picture(io.BytesIO(body), "the photograph", FORMATS)
+    width, height = picture.size
+    if min(width, height) < photos.SMALLEST and picture.size != (size, size):
+        raise InputError(f"the photograph is too small: {width}x{height} pixels; expected {photos.SMALLEST} each way "
+                         "or more")
+    preview = picture.copy() if max(picture.size) <= PREVIEW else picture.resize(
+        [max(1, round(side * PREVIEW / max(picture.size))) for side in picture.size], reducing_gap=2.0)
+    found = False
+    if box is None:
+        box, found = _find(preview, width / preview.width, size)
+    left, top, side = box
+    if not (1 <= side <= max(width, height) and 0 <= left + side / 2 <= width and 0 <= top + side / 2 <= height):
+        raise InputError(f"the square {left:g},{top:g}, {side:g} wide, lies outside the photograph, which has "
+                         f"{width}x{height} pixels, or is larger than it; move it inside")
+    return Crop(width, height, box, found, photos.cut(picture, photos.Box(left, top, side, side), size), preview)
+
+
+def _find(preview: Image.Image, scale: float, size: int) -> tuple[tuple[float, float, float], bool]:
+    """Returns the square of the largest face, in the photograph's own pixels, and whether there is one."""
+    if preview.size == (size, size):
+        return (0.0, 0.0, float(size)), True  # a face already cropped, as of `photos.read_photo`
+    try:
+        boxes = photos.detect(preview)
+    except InputError:  # no OpenCV: the person places the square
+        boxes = []
+    if boxes:
+        box = photos.lfwcrop(boxes[0])
+        return (box.left * scale, box.top * scale, box.width * scale), True
+    side = 0.6 * min(preview.size)
+    return ((preview.width - side) / 2 * scale, (preview.height - side) / 2 * scale, side * scale), False
+
+
+def to_png(face: np.ndarray) -> str:
+    """Returns a face as a data URL, a PNG without loss beyond 8 bits."""
+    return to_url(Image.fromarray(np.round(255 * np.clip(face, 0, 1)).astype(np.uint8)), "PNG", compress_level=1)
+
+
+def to_url(picture: Image.Image, kind: str, **options) -> str:
+    """Returns a picture as a data URL."""
+    encoded = io.BytesIO()
+    picture.save(encoded, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def _plane(model: FaceModel, faces: np.ndarray) -> Plane | None:
+    """Returns the plane of a model that looks at faces, else None."""
+    run = model.run
+    if run.model.posterior is None:
+        return None
+    encode, decode = (functools.partial(each, run.model, run.params) for each in (sampling.encode, sampling.decode))
+    y, mask = (np.repeat(a[None], len(faces), 0) for a in model.encode({}))
+    z = sampling.in_batches(encode, faces / np.float32(255), y, mask)
+    if z.shape[1] == 2:
+        middle, axes = np.zeros(2, np.float32), np.eye(2, dtype=np.float32)
+        shares = z.var(0) / z.var(0).sum()
+    else:
+        middle = z.mean(0)
+        steps = np.concatenate([middle[None] + sign * np.eye(len(middle), dtype=np.float32) for sign in (1, -1)])
+        nothing = (np.repeat(a[:1], len(steps), 0) for a in (y, mask))
+        ahead, behind = np.split(sampling.in_batches(decode, steps, *nothing).reshape(len(steps), -1), 2)
+        squares, directions = np.linalg.eigh((ahead - behind) @ (ahead - behind).T)  # ascending
+        axes, shares = directions[:, :-3:-1].T, squares[:-3:-1] / squares.sum()
+        axes = axes * np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])[:, None]  # either sign is as good
+    return Plane(middle, axes, shares, (z - middle[None]) @ axes.T)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _on_plane(model, params, y, mask, middle, axes) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean [2] and covariance [2, 2] of p(z|y) on the plane; of a flow's by samples."""
+    p = model.prior(params, y, mask)
+    if model.velocity is None:
+        return axes @ (p.mean[0] - middle), (axes * jnp.exp(p.logvar)) @ axes.T
+    many = (jnp.repeat(a, DRAWN, 0) for a in (y, mask))
+    points = (draw(model, params, jax.random.key(0), *many) - middle[None]) @ axes.T
+    return points.mean(0), jnp.cov(points, rowvar=False)
