@@ -102,6 +102,16 @@ def test_commands_and_evaluate_take_a_file_or_a_name(comes_with_the_package, nam
     assert "parzen" in evaluate.measure_parzen(sampler, faces, few, evaluate.Arguments(), 3, small)
 
 
+def test_the_one_for_lfw_is_small_and_its_faces_have_what_was_asked_for():
+    assert compact.shipped()["lfw"].stat().st_size < 20 * 2**20
+    model = cmma_jax.load("lfw")
+    assert len(model.attributes) == 73 and model.run.spec.image_shape == (64, 64, 3)
+    asked = [model.encode({"Male": value}) for value in (0, 1) for _ in range(16)]
+    faces = model.generate_encoded(*(np.stack(each) for each in zip(*asked, strict=True)))
+    told, _ = model.infer_attributes(faces, samples=5)["Male"]
+    assert told[16:].mean() > told[:16].mean() + 0.3
+
+
 def test_a_parameter_beyond_half_precision_is_named(named_runs, tmp_path):
     run = load_run(named_runs / "cmma")
     run.params["h2"]["hidden"]["bias"] = np.full_like(run.params["h2"]["hidden"]["bias"], 1e5)
