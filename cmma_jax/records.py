@@ -5,8 +5,6 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator
 
-from tensorboardX import SummaryWriter
-
 
 def read_metrics(run: pathlib.Path) -> list[dict[str, float]]:
     """Returns the lines of a run's metrics.jsonl, oldest first; a line cut short by a crash is left out."""
@@ -26,6 +24,8 @@ def open_records(run: pathlib.Path, epoch: int) -> Iterator[Callable[[dict[str, 
     Yields:
       record(metrics): appends a line; metrics must hold "epoch".
     """
+    from tensorboardX import SummaryWriter  # here: it imports PyTorch where that is installed, which takes seconds
+
     kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
     path, temporary = run / "metrics.jsonl", run / "metrics.jsonl.tmp"
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))

@@ -24,7 +24,7 @@ class Run(NamedTuple):
       config, spec: its settings and the description of its data.
       step: of the checkpoint, the best by score.
       epoch: the run's last whole one.
-      model, params: what it trained.
+      model, params: what it trained; the parameters on the device.
     """
 
     path: pathlib.Path
@@ -63,6 +63,7 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
         config, spec, _ = checkpoints.facts(step)
         model = make_model(config, spec)
         params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step)
+    params = jax.device_put(params)  # once: a compiled function would copy the host's arrays at every call
     return Run(path, config, spec, step, epoch, model, params)
 
 
