@@ -1,6 +1,7 @@
 """Attributes as people write them: names, values, and what contradicts what."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -178,5 +179,6 @@ def parse_settings(text: str) -> dict[str, str]:
     return settings
 
 
+@functools.cache  # the names of a data set are asked for at every call
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())

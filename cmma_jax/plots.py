@@ -1,13 +1,10 @@
-"""Plots, by matplotlib."""
+"""Plots, by matplotlib, which is imported where it draws: a command that makes faces does not wait for it."""
 
 import functools
 import pathlib
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from matplotlib.patches import Ellipse
 
 from cmma_jax.data.dataset import Dataset, Faces, pixels, spread
 from cmma_jax.distributions import Gaussian
@@ -22,6 +19,9 @@ def latent_planes(systems: list[tuple[str, Model, Params]], data: Dataset, limit
     Grey dots are the posterior means of `limit` validation faces. Returns each model's posterior standard deviation,
     averaged over those faces and both latents.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
     faces = spread(data.validation, limit)
     rows = np.linspace(0, faces.size - 1, people).astype(int)
     picture = Figure((6 * len(systems), 6))
@@ -52,7 +52,9 @@ def _latents(model: Model, params: Params, faces: Faces) -> tuple[Gaussian, Gaus
     return (model.posterior(params, pixels(faces.x), faces.y, faces.mask), model.prior(params, faces.y, faces.mask))
 
 
-def _ellipse(gaussian: Gaussian, row: int, **style) -> Ellipse:
+def _ellipse(gaussian: Gaussian, row: int, **style):
+    from matplotlib.patches import Ellipse
+
     width, height = 4 * np.exp(gaussian.logvar[row] / 2)  # two deviations each way
     x, y = gaussian.mean[row]
     return Ellipse((float(x), float(y)), width, height, **style)
@@ -67,6 +69,8 @@ def labelled_faces(blocks: list[tuple[str, list[np.ndarray]]], rows: list[str], 
       rows, columns: their names.
       path: the PNG to write.
     """
+    from matplotlib.figure import Figure
+
     wide, gap = [len(faces[0]) for _, faces in blocks], 0.4
     picture = Figure((1.3 + 0.75 * sum(wide) + gap * len(blocks), 0.75 * len(rows) + (1.4 if columns else 0.5)))
     axes = picture.subplots(1, len(blocks), squeeze=False, width_ratios=wide)[0]

@@ -5,8 +5,6 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator
 
-from tensorboardX import SummaryWriter
-
 from cmma_jax.files import write_whole
 
 
@@ -33,6 +31,8 @@ def open_records(run: pathlib.Path, epoch: int) -> Iterator[Callable[[dict[str, 
     Raises:
       InputError: the records cannot be written; the lines so far are as they were.
     """
+    from tensorboardX import SummaryWriter  # here: it imports PyTorch where that is installed, which takes seconds
+
     kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
     path = run / "metrics.jsonl"
     write_whole(path, "".join(json.dumps(record) + "\n" for record in kept).encode(), "run_dir")

@@ -25,7 +25,7 @@ class Run(NamedTuple):
       config, spec: its settings and the description of its data.
       step: of the checkpoint, the best by score.
       epoch: the run's last whole one.
-      model, params: what it trained.
+      model, params: what it trained; the parameters on the device.
     """
 
     path: pathlib.Path
@@ -72,7 +72,8 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
         assert step is not None  # there is a checkpoint, and so a best one
         config, spec, _ = checkpoints.facts(step)
         model = make_model(config, spec)
-        params = jax.device_put(checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step))
+        params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step)
+    params = jax.device_put(params)  # once: a compiled function would copy the host's arrays at every call
     return Run(path, config, spec, step, epoch, model, params)
 
 
