@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import pathlib
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 
@@ -17,6 +20,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the page needs FastAPI: pip install '.[web]'")
 pytest.importorskip("httpx2", reason="Starlette's test client needs httpx2")
 
+import uvicorn  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
@@ -578,6 +582,32 @@ def test_the_page_ships_with_the_package():
                                                            if path.suffix in (".html", ".css", ".js", ".svg")}
     settings = (folder.parent.parent / "pyproject.toml").read_text()
     assert '"cmma_jax.web" = ["*.html", "*.css", "*.js", "*.svg"]' in settings
+
+
+def test_schemathesis_finds_nothing(models, test, tmp_path):
+    program = shutil.which("schemathesis")
+    if program is None:
+        pytest.skip("needs schemathesis: pip install schemathesis")
+    with serving(server.make_app(models, test, tmp_path, OWN)) as url:
+        ended = subprocess.run([program, f"--config-file={pathlib.Path(__file__).with_name('schemathesis.toml')}", "run",
+                                f"{url}/openapi.json", "--max-examples=15", "--seed=1", "--no-color"],
+                               cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout[-5000:]
+    print(ended.stdout[-1500:])
+
+
+@contextlib.contextmanager
+def serving(app):
+    """Serves an application on a free port; gives its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", server_header=False))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join(20)
 
 
 def test_a_contradiction_is_an_input_error(models):

@@ -15,9 +15,23 @@ function make(tag, attributes = {}, ...children) {
 }
 const SVG = new Set(["circle", "ellipse", "line", "image"]);
 
-function say(trouble) {
-  $("trouble").textContent = trouble;
-  $("trouble").hidden = !trouble;
+// What is wrong, by what it is about: it is shown until that very thing succeeds.
+const troubles = new Map();
+
+function say(trouble, subject) {
+  if (trouble) troubles.set(subject, trouble);
+  else troubles.delete(subject);
+  const said = [...troubles.values()].join(" ");
+  if ($("trouble").textContent !== said) $("trouble").textContent = said;
+  $("trouble").hidden = !said;
+}
+
+// How many requests are under way or about to be sent; assistive technology waits for 0.
+let under = 0;
+
+function busy(change) {
+  under += change;
+  $("stage").setAttribute("aria-busy", under > 0);
 }
 
 // ---- Asking the server -----------------------------------------------------------------------------------------
@@ -40,12 +54,14 @@ function line(work) {
 
   async function start(values) {
     const mine = running = { stop: new AbortController(), since: performance.now() };
+    busy(1);
     try {
       await work(mine.stop.signal, ...values);
-      say("");
+      say("", work);
     } catch (error) {
-      if (error.name !== "AbortError") say(error.message);
+      if (error.name !== "AbortError") say(error.message, work);
     }
+    busy(-1);
     if (running !== mine) return;
     running = null;
     if (waiting) {
@@ -68,8 +84,13 @@ function line(work) {
 function later(work, milliseconds = 150) {
   let timer = 0;
   return () => {
-    clearTimeout(timer);
-    timer = setTimeout(work, milliseconds);
+    if (timer) clearTimeout(timer);
+    else busy(1);
+    timer = setTimeout(() => {
+      timer = 0;
+      work();
+      busy(-1);
+    }, milliseconds);
   };
 }
 
@@ -422,9 +443,10 @@ const askCrop = line(async (signal, box) => {
 function takePhoto(file) {
   if (!file) return;
   if (file.size > about.upload_bytes) {
-    say(`The photograph is too large: ${(file.size / 2 ** 20).toFixed(1)} MiB; at most ${about.upload_bytes / 2 ** 20} MiB are taken.`);
+    say(`The photograph is too large: ${(file.size / 2 ** 20).toFixed(1)} MiB; at most ${about.upload_bytes / 2 ** 20} MiB are taken.`, takePhoto);
     return;
   }
+  say("", takePhoto);
   photo.file = file;
   open("change");
   askCrop();
@@ -616,6 +638,7 @@ async function showResults() {
 // ---- The whole -------------------------------------------------------------------------------------------------
 
 function refresh() {
+  say("", looking);
   $("temperature-said").textContent = Number($("temperature").value).toFixed(2);
   $("intensity-said").textContent = Number($("intensity").value).toFixed(1);
   if (state.tab === "make") {
@@ -624,7 +647,7 @@ function refresh() {
   } else if (state.tab === "compare") {
     askCompared();
   } else if (!looking()) {
-    say(`The ${model().name} cannot look at a face; choose another model above.`);
+    say(`The ${model().name} cannot look at a face; choose another model above.`, looking);
   } else if (state.tab === "change" && state.face !== null) {
     askEdit(editBody([changes.values()]));
   } else if (state.tab === "inside" && state.plane?.name !== model().name) {
@@ -636,7 +659,7 @@ const tabs = [...document.querySelectorAll("[role=tab]")];
 
 function open(name) {
   state.tab = name;
-  say("");
+  troubles.clear();
   for (const tab of tabs) {
     const mine = tab.id === `tab-${name}`;
     tab.setAttribute("aria-selected", mine);
@@ -658,7 +681,7 @@ function open(name) {
     seen.observe($(large));
   }
   if (name === "change" && state.face === null && about.faces && looking()) pick(0);
-  if (name === "compare") showResults().catch((error) => say(error.message));
+  if (name === "compare") showResults().catch((error) => say(error.message, showResults));
   history.replaceState(null, "", `#${name}`);
   refresh();
 }
@@ -682,7 +705,7 @@ for (const tab of tabs) {
 
 $("model").append(...about.models.map(({ name, run }) => make("option", { value: name }, `${name} (${run})`)));
 $("model").addEventListener("change", () => {
-  say("");
+  troubles.clear();
   changes.tell({});
   if (state.tab === "change" && state.face === null && looking()) pick(0);
   else look();

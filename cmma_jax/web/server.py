@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from cmma_jax.api import FaceModel
@@ -32,6 +32,11 @@ IMAGES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
 FILES = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css"),
          "/page.js": ("page.js", "text/javascript"), "/icon.svg": ("icon.svg", "image/svg+xml"),
          "/api": ("api.html", "text/html"), "/api.js": ("api.js", "text/javascript")}
+
+
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+# JSON knows one kind of number: 4.0 is a whole one.
+Whole = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)]
 
 
 class Problem(BaseModel):
@@ -82,15 +87,15 @@ class Cropped(BaseModel):
 class PlaneView(BaseModel):
     """The plane of a model's latents: the faces' places, and each axis's share of how z moves faces."""
 
-    points: list[tuple[float, float]]
-    shares: tuple[float, float]
+    points: list[Pair]
+    shares: Pair
 
 
 class EllipseView(BaseModel):
     """p(z|attributes) on the plane, at two deviations; the angle is in radians."""
 
-    center: tuple[float, float]
-    radii: tuple[float, float]
+    center: Pair
+    radii: Pair
     angle: float
 
 
@@ -117,14 +122,14 @@ class About(BaseModel):
 
     dataset: str
     kind: Literal["binary", "real"]
-    size: tuple[int, int]
+    size: Annotated[list[int], Field(min_length=2, max_length=2)]
     groups: list[str]
     attributes: list[AttributeView]
     models: list[ModelView]
     presets: dict[str, dict[str, bool]]
     faces: int
     faces_are: Literal["test", "generated"]
-    range: tuple[float, float]
+    range: Pair
     batch: int
     upload_bytes: int
 
@@ -165,7 +170,7 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     Wanted = Annotated[dict[Literal[spec.attributes], Annotated[float, Field(ge=lowest, le=highest)]],
                        Field(max_length=len(spec.attributes))]
     # A face: the number of one to pick, or its pixels, rows of RGB, a byte each, as base64.
-    Face = (Annotated[int, Field(ge=0, lt=len(faces))]
+    Face = (Annotated[Whole, Field(ge=0, lt=len(faces))]
             | Annotated[str, Field(min_length=4 * height * width, max_length=4 * height * width,
                                    pattern="^[A-Za-z0-9+/]*$")])
 
@@ -178,8 +183,8 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
         """Faces that have attributes; those not named are unknown."""
 
         attributes: Wanted = {}
-        n: Annotated[int, Field(ge=1, le=studio.BATCH)] = 1
-        seed: Annotated[int, Field(ge=0, le=HIGHEST_SEED)] = 0
+        n: Annotated[Whole, Field(ge=1, le=studio.BATCH)] = 1
+        seed: Annotated[Whole, Field(ge=0, le=HIGHEST_SEED)] = 0
         temperature: Annotated[float, Field(ge=0, le=HIGHEST_TEMPERATURE)] = 1.0
 
     class Look(Body):
@@ -225,6 +230,9 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     def to_pictures(made: np.ndarray) -> Pictures:
         return Pictures(faces=[studio.to_png(face) for face in made])
 
+    def to_view(ellipse: studio.Ellipse) -> EllipseView:
+        return EllipseView(center=list(ellipse.center), radii=list(ellipse.radii), angle=ellipse.angle)
+
     @app.exception_handler(InputError)
     async def cannot(request: Request, error: InputError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 409)
@@ -248,12 +256,12 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
                       for i, name in enumerate(spec.attributes)]
         there = {attribute.group for attribute in attributes}
         return About(
-            dataset=spec.dataset, kind=spec.kind, size=(height, width), attributes=attributes,
+            dataset=spec.dataset, kind=spec.kind, size=[height, width], attributes=attributes,
             groups=[group for group in (*GROUPS, OTHERS) if group in there], presets=presets(spec.attributes),
             models=[ModelView(name=name, looks=each.plane is not None, run=each.model.run.path.name,
                               tells=each.model.run.model.attributes is not None,
                               latents=each.model.run.config.latent_size) for name, each in studios.items()],
-            faces=len(faces), faces_are="generated" if test is None else "test", range=(lowest, highest),
+            faces=len(faces), faces_are="generated" if test is None else "test", range=[lowest, highest],
             batch=studio.BATCH, upload_bytes=UPLOAD_BYTES)
 
     @app.post("/api/make")
@@ -283,7 +291,7 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
         """The plane of a model's latents: two latents themselves, or the two axes of z that move faces most."""
         there = find(model).plane
         assert there is not None  # find has seen to it
-        return PlaneView(points=there.points.tolist(), shares=(float(there.shares[0]), float(there.shares[1])))
+        return PlaneView(points=there.points.tolist(), shares=there.shares.tolist())
 
     @app.post("/api/decode")
     async def decode(body: Place, request: Request) -> Pictures:
@@ -293,7 +301,7 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     @app.post("/api/ellipse")
     async def ellipse(body: Ellipse, request: Request) -> EllipseView:
         """p(z|attributes) on the plane."""
-        return await queue.run(request, lambda: EllipseView(**find(body.model).ellipse(body.attributes)._asdict()))
+        return await queue.run(request, lambda: to_view(find(body.model).ellipse(body.attributes)))
 
     @app.post("/api/photo", openapi_extra={"requestBody": {"required": True, "content": {
         kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGES}}},
