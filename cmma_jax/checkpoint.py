@@ -132,6 +132,8 @@ class Checkpoints(NamedTuple):
     def _writing(self) -> Iterator[None]:
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # of another process, not of the disk
+            raise
         except Exception as error:  # of the disk, told by tensorstore, orbax or Python, each in its own way
             raise InputError(f"no checkpoint can be written to {self.folder} ({_few_words(error)}); those in it are as "
                              "they were: make room or mend the disk, and give the same command again") from error
@@ -200,10 +202,8 @@ def set_damaged_aside(folder: pathlib.Path | str) -> list[str]:
       InputError: none is whole, and nothing was moved; or it cannot be moved.
     """
     folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        return []
     _quiet()
-    found = {int(path.name): _damage(path) for path in sorted(folder.iterdir()) if path.name.isdecimal()}
+    found = {int(path.name): _damage(path) for path in sorted(folder.glob("*")) if path.name.isdecimal()}
     damaged = {step: why for step, why in found.items() if why}
     if damaged and len(damaged) == len(found):
         step = max(damaged)
@@ -250,9 +250,13 @@ def open_checkpoints(folder: pathlib.Path | str) -> Iterator[Checkpoints]:
     try:
         yield checkpoints
         checkpoints.wait()
-    finally:
-        with contextlib.suppress(Exception):  # what failed was told above
+    except jax.errors.JaxRuntimeError:  # another process is lost, for which the close would wait
+        raise
+    except BaseException:
+        with contextlib.suppress(Exception):  # a save that failed was told by its own error
             manager.close()
+        raise
+    manager.close()
 
 
 def _quiet() -> None:
