@@ -77,7 +77,6 @@ def _peek(argv: list[str], flag: str, otherwise: str) -> str:
 
 def train(config: Config) -> None:
     """Trains a run to its end, from its last checkpoint if there is one, and prints what came out."""
-    parallel.start_processes(config.coordinator, config.num_processes, config.process_id)
     parallel.enable_compilation_cache()
     main = jax.process_index() == 0
     say = print if main else lambda *_: None
@@ -140,8 +139,7 @@ def train(config: Config) -> None:
                 write_whole(run / "config.json", config.to_json().encode(), "run_dir")
         loss = objective(model, config, data.spec)
         step = make_step(loss, optimizer, config.seed, config.batch_size, config.mirror, placement, config.average)
-        with (parallel.losses_told("train.py", "start all of them again: they go on after the last checkpoint"),
-              command_line.signals_noted() as asked):
+        with command_line.signals_noted() as asked:
             train_epochs(config, data, data.train.x.nbytes <= room, run, model, make_run(step, placement), rate,
                          state, begun, placement, checkpoints, asked)
         report(config, data, run, model, state, checkpoints, say)
@@ -319,12 +317,14 @@ def report(config: Config, data: Dataset, run: pathlib.Path, model: Model, like:
 
 
 def train_seeds(config: Config) -> None:
-    """Trains one run, or one for each of --seeds."""
+    """Trains one run, or one for each of --seeds, in this process and those it joins."""
+    parallel.start_processes(config.coordinator, config.num_processes, config.process_id)
     seeds = [int(seed) for seed in config.seeds.split(",")] if config.seeds else [config.seed]
-    for i, seed in enumerate(seeds):
-        suffix = f"-seed{seed}" if i else ""
-        start = config.start_path() + suffix if config.prior == "flow" else ""
-        train(dataclasses.replace(config, seed=seed, run_dir=config.run_path() + suffix, start_from=start))
+    with parallel.losses_told("train.py", "start all of them again: they go on after the last checkpoint"):
+        for i, seed in enumerate(seeds):
+            suffix = f"-seed{seed}" if i else ""
+            start = config.start_path() + suffix if config.prior == "flow" else ""
+            train(dataclasses.replace(config, seed=seed, run_dir=config.run_path() + suffix, start_from=start))
 
 
 def main(argv: list[str]) -> int:

@@ -136,6 +136,8 @@ class Checkpoints(NamedTuple):
     def _writing(self) -> Iterator[None]:
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # of another process, not of the disk
+            raise
         except Exception as error:  # of the disk, told by tensorstore, orbax or Python, each in its own way
             raise InputError(f"no checkpoint can be written to {self.folder} ({_few_words(error)}); those in it are as "
                              "they were: make room or mend the disk, and give the same command again") from error
@@ -210,8 +212,7 @@ def set_damaged_aside(folder: pathlib.Path | str) -> list[str]:
     folder = pathlib.Path(folder)
     _quiet()
     # Where there is no folder the processes meet below all the same: another may find it, made by the first, empty.
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = {int(path.name): _damage(path) for path in there if path.name.isdecimal()}
+    found = {int(path.name): _damage(path) for path in sorted(folder.glob("*")) if path.name.isdecimal()}
     damaged = {step: why for step, why in found.items() if why}
     if damaged and len(damaged) == len(found):
         step = max(damaged)
@@ -258,9 +259,13 @@ def open_checkpoints(folder: pathlib.Path | str) -> Iterator[Checkpoints]:
     try:
         yield checkpoints
         checkpoints.wait()
-    finally:
-        with contextlib.suppress(Exception):  # what failed was told above
+    except jax.errors.JaxRuntimeError:  # another process is lost, for which the close would wait
+        raise
+    except BaseException:
+        with contextlib.suppress(Exception):  # a save that failed was told by its own error
             manager.close()
+        raise
+    manager.close()
 
 
 def _quiet() -> None:

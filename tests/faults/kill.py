@@ -24,7 +24,7 @@ from cmma_jax.checkpoint import open_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1",
-        "--batch_size=4", "--epochs=8"]
+        "--batch_size=2", "--epochs=6"]
 TIMING = ("seconds", "faces_per_second")
 LONGEST = 300  # seconds that a start may take
 
