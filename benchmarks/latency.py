@@ -33,7 +33,8 @@ def calls(run: str, count: int) -> dict[str, tuple[np.ndarray, float]]:
     actions = {"one face": lambda i: model.generate({changed: 1}, seed=i),
                "one edit": lambda i: model.edit(face, {changed: 1}),
                "one edit, attributes given": lambda i: model.edit(face, {changed: 1}, known)}
-    taken, processor = {name: [] for name in actions}, dict.fromkeys(actions, 0.0)
+    taken: dict[str, list[float]] = {name: [] for name in actions}
+    processor = dict.fromkeys(actions, 0.0)
     for i in range(-10, count):  # the first ten compile and warm up
         for name, action in actions.items():
             began, used = time.perf_counter(), time.process_time()

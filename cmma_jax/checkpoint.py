@@ -5,12 +5,14 @@ of an epoch begun, and a CRC-32 of each array. The facts have a CRC-32 themselve
 """
 
 import contextlib
-import io
+import errno
+import functools
 import itertools
 import json
 import logging
+import os
 import pathlib
-import time
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ from cmma_jax.parallel import on_all_processes
 
 RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's number of epochs
 ON_HOST = ocp.RestoreArgs(restore_type=np.ndarray)
+DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES)
 UNSUMMED = {"config", "spec", "metrics"}  # all that the facts held before there were sums
 
 
@@ -107,8 +110,7 @@ class Checkpoints(NamedTuple):
         host = jax.tree.map(lambda _: ON_HOST, target)
         args = ocp.args.PyTreeRestore(target, restore_args=host, partial_restore=partial)
         try:
-            with _reading():
-                state = self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+            state = self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
             _check_sums(state, facts)
         except Exception as error:  # a damaged file makes orbax and its decoders raise almost anything
             raise self._unusable(step, error) from error
@@ -177,6 +179,9 @@ def _few_words(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
+    for number in DISK_FAULTS:  # tensorstore names the fault after the path of a temporary file, which may be long
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
     words = (str(error).splitlines() or [""])[0].split(" [tensorstore_spec")[0].split(" [source locations")[0]
     return words[:200] or type(error).__name__
 
@@ -188,10 +193,12 @@ def _damage(checkpoint: pathlib.Path) -> str | None:
         facts = _checked(content)
         if facts["metrics"] and json.loads((checkpoint / "metrics" / "metrics").read_text()) != facts["metrics"]:
             return "its metrics are not those that were saved"
-        with _reading(), ocp.PyTreeCheckpointer() as reader:
+        with ocp.PyTreeCheckpointer() as reader:
             state = checkpoint.resolve() / "state"
-            saved = reader.metadata(state).item_metadata.tree
-            args = ocp.args.PyTreeRestore(restore_args=jax.tree.map(lambda _: ON_HOST, saved))
+            saved = reader.metadata(state).item_metadata
+            if saved is None:
+                return "the list of its arrays cannot be read"
+            args = ocp.args.PyTreeRestore(restore_args=jax.tree.map(lambda _: ON_HOST, saved.tree))
             _check_sums(reader.restore(state, args=args), facts)
     except Exception as error:  # a damaged file makes orbax and its decoders raise almost anything
         return _few_words(error)
@@ -268,21 +275,14 @@ def open_checkpoints(folder: pathlib.Path | str) -> Iterator[Checkpoints]:
     manager.close()
 
 
+@functools.cache
 def _quiet() -> None:
-    for name in ("absl", "asyncio"):  # orbax tells of each of its steps, and of each array after one that is damaged
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    """Keeps to itself what orbax says beside its errors.
 
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """Keeps a damaged checkpoint's error to itself.
-
-    When one array cannot be read, orbax closes its event loop under the readers of the others, and each writes a
-    traceback to stderr, some of them after orbax has returned.
+    It tells of each of its steps; and when one array cannot be read or written, it closes its event loop under those
+    of the others, each of which would write a traceback to stderr, some after orbax has returned.
     """
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            yield
-        except Exception:
-            time.sleep(1)
-            raise
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    tell = sys.unraisablehook
+    sys.unraisablehook = lambda it: None if str(it.exc_value) == "Event loop is closed" else tell(it)

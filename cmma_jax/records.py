@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 
 from cmma_jax.files import write_whole
@@ -31,16 +32,23 @@ def open_records(run: pathlib.Path, epoch: int) -> Iterator[Callable[[dict[str, 
     Raises:
       InputError: the records cannot be written; the lines so far are as they were.
     """
-    from tensorboardX import SummaryWriter  # here: it imports PyTorch where that is installed, which takes seconds
+    from tensorboardX import event_file_writer, summary  # here: it takes seconds where PyTorch is installed
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
-    path = run / "metrics.jsonl"
+    path, board = run / "metrics.jsonl", run / "tensorboard"
     write_whole(path, "".join(json.dumps(record) + "\n" for record in kept).encode(), "run_dir")
-    with path.open("a") as lines, SummaryWriter(str(run / "tensorboard"), purge_step=epoch + 1) as board:
+    board.mkdir(exist_ok=True)
+    # Its SummaryWriter would write from a thread, whose failures come as tracebacks beside our own line.
+    with path.open("a") as lines, contextlib.closing(event_file_writer.EventsWriter(str(board / "events"))) as events:
+        events.write_event(Event(step=epoch + 1, session_log=SessionLog(status=SessionLog.START)))
+
         def record(metrics: dict[str, float]) -> None:
             lines.write(json.dumps(metrics) + "\n")
             lines.flush()
             for name, value in metrics.items():
-                board.add_scalar(name, value, int(metrics["epoch"]))
+                events.write_event(Event(wall_time=time.time(), step=int(metrics["epoch"]),
+                                         summary=summary.scalar(name, value)))
+            events.flush()
 
         yield record

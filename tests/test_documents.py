@@ -119,8 +119,8 @@ def test_the_readme_runs(named_runs, tmp_path):
 def test_the_tutorial_runs(tmp_path):
     said = run_elsewhere("docs/tutorial.md", tmp_path)
     assert said.count("$ ") == 12 and "going on after epoch 8 of 8" in said
-    assert {"first.png", "made.png", "mean.png", "smiling.gif", "edited.png", "morph.gif", "mine.safetensors", "hats.png"} <= {
-        path.name for path in tmp_path.iterdir()}
+    assert {"first.png", "made.png", "mean.png", "smiling.gif", "edited.png", "morph.gif", "mine.safetensors",
+            "hats.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):

@@ -589,9 +589,9 @@ def test_schemathesis_finds_nothing(models, test, tmp_path):
     if program is None:
         pytest.skip("needs schemathesis: pip install schemathesis")
     with serving(server.make_app(models, test, tmp_path, OWN)) as url:
-        ended = subprocess.run([program, f"--config-file={pathlib.Path(__file__).with_name('schemathesis.toml')}", "run",
-                                f"{url}/openapi.json", "--max-examples=15", "--seed=1", "--no-color"],
-                               cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        config = pathlib.Path(__file__).with_name("schemathesis.toml")
+        ended = subprocess.run([program, f"--config-file={config}", "run", f"{url}/openapi.json", "--max-examples=15",
+                                "--seed=1", "--no-color"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout[-5000:]
     print(ended.stdout[-1500:])
 

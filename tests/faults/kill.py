@@ -30,10 +30,11 @@ LONGEST = 300  # seconds that a start may take
 
 
 def start(arguments: list[str], log: pathlib.Path) -> subprocess.Popen:
-    """Starts train.py; what it says is appended to the log."""
+    """Starts train.py on one device, compiled as here, so that bits agree; what it says is appended to the log."""
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
     with log.open("a") as file:
         return subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT, stdout=file, stderr=file,
-                                env={**os.environ, "XLA_FLAGS": ""})
+                                env={**os.environ, "XLA_FLAGS": " ".join(flags)})
 
 
 def lines(run: pathlib.Path) -> list[str]:
