@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import json
 import re
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cmma_jax.errors import InputError
 
@@ -157,18 +157,21 @@ class Config:
         """Reads settings back.
 
         Raises:
-          InputError: the text is no JSON object, or has an unknown setting.
+          InputError: the text is no JSON object, or has an unknown setting or a value that is none.
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"config.json is not JSON ({error}); restore it or start a new --run_dir") from error
         if not isinstance(fields, dict):
             raise InputError("config.json holds no JSON object; restore it or start a new --run_dir")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in known:
-                raise InputError(f"config.json has an unknown setting {name!r}{did_you_mean(name, known)}")
+        kinds = get_type_hints(cls)
+        for name, value in fields.items():
+            if name not in kinds:
+                raise InputError(f"config.json has an unknown setting {name!r}{did_you_mean(name, list(kinds))}")
+            if not _is_a(kinds[name], value):
+                raise InputError(f"config.json has {name}={json.dumps(value):.80}, which is no value of it; restore it "
+                                 "or start a new --run_dir")
         return cls(**fields)
 
 
@@ -235,6 +238,14 @@ def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
     if close:
         return f"; did you mean {next(k for k in known if k.lower() == close[0])!r}?"
     return f"; known: {', '.join(known)}"
+
+
+def _is_a(kind: Any, value: object) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _check(good: bool, name: str, value: object, expected: str) -> None:

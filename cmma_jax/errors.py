@@ -2,7 +2,10 @@
 
 
 class InputError(ValueError):
-    """Bad input: its message is one line that names the thing, what was expected, and the mend.
+    """Bad input: its message is one line, whatever it quotes, that names the thing, what was expected, and the mend.
 
     The command line prints the line and exits with code 2; a library caller may catch it.
     """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))

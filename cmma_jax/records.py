@@ -12,7 +12,7 @@ from cmma_jax.files import write_whole
 def read_metrics(run: pathlib.Path) -> list[dict[str, float]]:
     """Returns the lines of a run's metrics.jsonl, oldest first; a line cut short by a crash is left out."""
     path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     records = []
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):

@@ -27,6 +27,13 @@ from cmma_jax.training import TrainState  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_let_go():
+    """Each takes some of the 65,530 memory maps that Linux gives a process: all of them together would be too many."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def lfw_dir() -> pathlib.Path:
     """A folder with LFW in its publishers' layout, from the environment variable CMMA_LFW_DIR."""

@@ -22,6 +22,7 @@ import numpy as np
 from cmma_jax.data.dataset import Dataset, Faces, Spec
 from cmma_jax.errors import InputError
 from cmma_jax.files import make_folder
+from cmma_jax.images import one_line
 
 PARTS = ("train", "validation", "test")
 CACHE = ".cmma_jax"  # in the data set's folder, unless --cache says where
@@ -105,12 +106,18 @@ def _write(place: pathlib.Path, build: Callable[[New], Dataset], shape: tuple[in
 
 def _read(place: pathlib.Path) -> Dataset:
     try:
-        train, validation, test = (Faces(*(_open_map(place / f"{part}.{name}.npy") for name in Faces._fields))
-                                   for part in PARTS)
-        return Dataset(train, validation, test, Spec.from_json(json.loads((place / "spec.json").read_text())))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"the decoded faces in {place} are damaged ({str(error).splitlines()[0]}); delete that "
-                         "folder, and they are decoded again") from error
+        spec = Spec.from_json(json.loads((place / "spec.json").read_text()))
+        parts = [Faces(*(_open_map(place / f"{part}.{name}.npy") for name in Faces._fields)) for part in PARTS]
+        for part, (x, y, mask) in zip(PARTS, parts, strict=True):
+            attributes = (len(x), len(spec.attributes))
+            if (x.shape[1:], y.shape, mask.shape) != (spec.image_shape, attributes, attributes) or (
+                    x.dtype, y.dtype, mask.dtype) != (np.uint8, np.float32, np.bool_):
+                raise ValueError(f"the arrays of {part} do not belong together")
+        train, validation, test = parts
+        return Dataset(train, validation, test, spec)
+    except Exception as error:  # a corrupt file makes NumPy raise almost anything
+        raise InputError(f"the decoded faces in {place} are damaged ({one_line(error)}); delete that folder, and they "
+                         "are decoded again") from error
 
 
 def _open_map(path: pathlib.Path) -> Any:

@@ -5,6 +5,7 @@
 The figure rewards samples near the mean and is reported for parity with the paper, always beside the bound.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -140,13 +141,13 @@ def parzen(sampler: Sampler, validation: Faces, faces: Faces, samples: int, seed
 
 
 def _read(path: pathlib.Path | None) -> dict[int, np.ndarray]:
-    """Returns the faces that a stopped call had finished; a line cut short is done again."""
+    """Returns the faces that a stopped call had finished; those of a line cut short or damaged are done again."""
     done = {}
     if path and path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                row, values = json.loads(line)
-                done[row] = np.asarray(values)
+        for line in path.read_text(errors="replace").splitlines(keepends=True):
+            with contextlib.suppress(ValueError, TypeError, OverflowError, RecursionError):
+                row, values = json.loads(line if line.endswith("\n") else "")
+                done[int(row)] = np.asarray(values, np.float64).reshape(-1)
         path.write_text("".join(json.dumps([i, v.tolist()]) + "\n" for i, v in done.items()))
     return done
 
