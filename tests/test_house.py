@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"command_line", "config", "distributions", "files", "images", "layers", "records", "data.dataset", "data.disk",
-     "data.synthetic", "data.lfw", "data.folder", "data.tfds_builder", "data", "parallel", "checkpoint", "training"},
+     "data.synthetic", "data.lfw", "data.folder", "data.mat", "data.tfds_builder", "data", "parallel", "checkpoint",
+     "training"},
     {"networks"},
     {"models"},
     {"attributes", "compact", "flow", "photos", "ppca"},

@@ -24,12 +24,12 @@ from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy.io
 import tqdm
 from PIL import Image
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.data.folder import SPLITS, refuse_constant
+from cmma_jax.data.mat import read_mat
 from cmma_jax.errors import InputError
 from cmma_jax.images import one_line
 
@@ -153,8 +153,8 @@ def read_labels(data_dir: str | pathlib.Path, kind: Literal["binary", "real"]) -
 def _read_mat(path: pathlib.Path) -> Labels:
     """Reads LFWA+'s `lfw_att_73.mat`, with the names of the attributes as Kumar et al. write them."""
     try:
-        mat = scipy.io.loadmat(path, squeeze_me=True, variable_names=["name", "label", "AttrName"])
-    except Exception as error:  # a corrupt file makes scipy raise almost anything
+        mat = read_mat(path, ["name", "label", "AttrName"])
+    except (ValueError, OSError) as error:
         raise InputError(f"{path} is corrupt ({one_line(error)}); expected LFWA+'s MATLAB file: delete it and "
                          "download it again") from error
     for field in ("name", "label", "AttrName"):

@@ -1,0 +1,111 @@
+"""How time and memory of training grow: with the batch, the number of faces, the latent size and the devices.
+
+    python -m benchmarks.growth [--out docs/figures/growth.png]
+
+Each point is a fresh process that trains the default preset on noise of 64x64 with 73 attributes: the median time of
+a step (of an epoch, where the number of faces grows), and the most memory that the process took. One of batch 100,
+2,000 faces, 500 latents, 1 device is changed at a time. The line is the least-squares fit, for devices none is drawn:
+those of one CPU share its cores.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from cmma_jax import parallel
+from cmma_jax.config import Config
+from cmma_jax.data.dataset import Faces, make_dataset
+from cmma_jax.models import cmma
+from cmma_jax.objectives import make_loss
+from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
+
+BASE = {"batch": 100, "faces": 2_000, "latents": 500, "devices": 1}
+POINTS = {"batch": (25, 50, 100, 200, 400), "faces": (1_000, 2_000, 4_000, 8_000), "latents": (62, 125, 250, 500, 1000),
+          "devices": (1, 2, 4)}
+STEPS = 4
+
+
+def measure(batch: int, faces: int, latents: int, devices: int, whole_epoch: bool) -> dict[str, float]:
+    """Returns {"seconds", "MiB"} of this process."""
+    rng = np.random.default_rng(0)
+    train = Faces(rng.integers(0, 256, (faces, 64, 64, 3), np.uint8), (rng.random((faces, 73)) < 0.4).astype(np.float32),
+                  np.ones((faces, 73), bool))
+    few = Faces(*(a[:50] for a in train))
+    data = make_dataset("noise", tuple(f"a{i}" for i in range(73)), "binary", train, few, few)
+    config = Config(batch_size=batch, latent_size=latents)
+    model, (optimizer, _) = cmma(config, data.spec), make_optimizer(config, 100)
+    placement = parallel.place(devices, "pmap", batch)
+    step = make_step(make_loss(model, config.attribute_dropout, 1.0), optimizer, 0, batch, True, placement)
+    params = jax.jit(model.init)(jax.random.key(0))
+    state = TrainState(jax.numpy.int32(0), params, optimizer.init(params))
+    calls = fit(make_run(step, placement), state, data.train, placement, 0, batch, 10**6, STEPS)
+    next(calls)
+    took = []
+    for _ in range(1 if whole_epoch else 5):
+        began, steps = time.perf_counter(), 0
+        while steps < (faces // batch if whole_epoch else STEPS):
+            now, means = next(calls)
+            jax.block_until_ready(now)
+            steps += len(means["loss"])
+        took.append((time.perf_counter() - began) / (steps / (faces // batch) if whole_epoch else steps))
+    return {"seconds": float(np.median(took)), "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def draw(results: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None:
+    """Draws two plots for each thing that grew, above time and below memory, with the fitted lines."""
+    from matplotlib.figure import Figure
+
+    picture = Figure((4 * len(results), 6))
+    axes = picture.subplots(2, len(results), squeeze=False)
+    for column, (name, points) in zip(axes.T, results.items(), strict=True):
+        x = np.array([point[name] for point in points])
+        for ax, figure, label in zip(column, ("seconds", "MiB"), ("epoch" if name == "faces" else "step", "memory"),
+                                     strict=True):
+            y = np.array([point[figure] for point in points])
+            ax.plot(x, y, "o")
+            if name != "devices":
+                slope, start = np.polyfit(x, y, 1)
+                ax.plot([0, x[-1]], [start, start + slope * x[-1]], "-", color="0.6", zorder=0)
+            ax.set(xlabel=name, ylim=(0, None), xlim=(0, None),
+                   ylabel=f"seconds {'an' if label == 'epoch' else 'a'} {label}" if figure == "seconds" else "memory, MiB")
+    picture.tight_layout()
+    picture.savefig(path, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="growth.png", help="the picture")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # what a fresh process is started with, as JSON
+    options = parser.parse_args()
+    parallel.enable_compilation_cache()
+    if options.one:
+        print(json.dumps(measure(**json.loads(options.one))))
+        return
+    print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}; load average "
+          f"{os.getloadavg()[0]:.1f}")
+    results: dict[str, list[dict[str, float]]] = {}
+    for name, values in POINTS.items():
+        print(f"\n| {name} | seconds a{'n epoch' if name == 'faces' else ' step'} | MiB |\n|---|---|---|", flush=True)
+        for value in values:
+            point = {**BASE, name: value}
+            flags = f"--xla_force_host_platform_device_count={point['devices']}"
+            ended = subprocess.run([sys.executable, "-m", "benchmarks.growth", "--one",
+                                    json.dumps({**point, "whole_epoch": name == "faces"})], check=True, text=True,
+                                   stdout=subprocess.PIPE, env={**os.environ, "XLA_FLAGS": flags})
+            results.setdefault(name, []).append({**point, **json.loads(ended.stdout)})
+            took = results[name][-1]
+            print(f"| {value:,} | {took['seconds']:.3f} | {took['MiB']:,.0f} |", flush=True)
+    draw(results, pathlib.Path(options.out))
+    print(f"\nwrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

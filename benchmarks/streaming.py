@@ -1,0 +1,134 @@
+"""What streaming costs: faces/s from memory and from memory maps, and memory against the number of faces.
+
+    python -m benchmarks.streaming [--rounds 9] [--faces 10000,100000,1000000] [--folder DIR]
+
+First, at LFW's size, a training that has its faces in the device's memory, one that streams them from the host's and
+one that streams them from memory maps take turns, two calls each a round; the median of a round's ratios is printed.
+Then, for each number of faces, a fresh process writes random ones to memory maps, 12,288 bytes each and 292 for
+73 attributes, and trains on them; its anonymous memory (which pages of the maps, the kernel's to drop, are not part of) is
+printed after the first call and at the end. Networks are the default preset's.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from cmma_jax import parallel
+from cmma_jax.config import Config
+from cmma_jax.data.dataset import Dataset, Faces, make_dataset
+from cmma_jax.data.disk import _open_map
+from cmma_jax.models import cmma
+from cmma_jax.objectives import make_loss
+from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
+
+LFW, ATTRIBUTES, STEPS = 10_000, 73, 5  # training faces; names; steps a call, as train.py has them on a CPU
+BLOCK = 10_000  # faces written at a time
+
+
+def write_maps(folder: pathlib.Path, count: int) -> Faces:
+    """Returns faces of noise in memory maps."""
+    rng = np.random.default_rng(0)
+    shapes = {"x": ((64, 64, 3), np.uint8), "y": ((ATTRIBUTES,), np.float32), "mask": ((ATTRIBUTES,), bool)}
+    for name, (shape, dtype) in shapes.items():
+        out = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (count, *shape))
+        for start in range(0, count, BLOCK):
+            n = len(out[start:start + BLOCK])
+            out[start:start + BLOCK] = (rng.integers(0, 256, (n, *shape), np.uint8) if name == "x" else
+                                        rng.random((n, *shape)) < 0.4 if name == "y" else True)
+        out.flush()
+        del out
+    return Faces(*(_open_map(folder / f"{name}.npy") for name in shapes))
+
+
+def training(faces: Faces, data: Dataset, on_device: bool, epochs: int = 10**6) -> Iterator[None]:
+    """Trains; yields after every call."""
+    config = Config()
+    model = cmma(config, data.spec)
+    optimizer, _ = make_optimizer(config, 100)
+    placement = parallel.place(1, "pmap", config.batch_size)
+    step = make_step(make_loss(model, config.attribute_dropout, config.attribute_weight), optimizer, 0,
+                     config.batch_size, config.mirror, placement)
+    params = jax.jit(model.init)(jax.random.key(0))
+    state = TrainState(jax.numpy.int32(0), params, optimizer.init(params))
+    for now, _ in fit(make_run(step, placement), state, faces, placement, 0, config.batch_size, epochs, STEPS, on_device):
+        jax.block_until_ready(now)
+        yield
+
+
+def anonymous() -> int:
+    """Returns the process's memory in MiB but for pages of files."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) // 1024
+
+
+def small_dataset(faces: Faces) -> Dataset:
+    few = Faces(*(np.asarray(a[:200]) for a in faces))
+    return make_dataset("noise", tuple(f"a{i}" for i in range(ATTRIBUTES)), "binary", few, few, few)
+
+
+def compare(folder: pathlib.Path, rounds: int) -> None:
+    """Prints the rates of the three ways at LFW's size."""
+    maps = write_maps(folder, LFW)
+    memory, data = Faces(*(np.array(a) for a in maps)), small_dataset(maps)
+    ways = {"in the device's memory": training(memory, data, True), "from the host's memory": training(memory, data, False),
+            "from memory maps": training(maps, data, False)}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-1, rounds):  # the first one compiles
+        for name, way in ways.items():
+            began = time.perf_counter()
+            for _ in range(2):
+                next(way)
+            if turn >= 0:
+                rates[name].append(2 * STEPS * Config().batch_size / (time.perf_counter() - began))
+    base = np.array(rates["in the device's memory"])
+    print("| faces | faces/s, median (min to max) | of the rate in memory, median of rounds |\n|---|---|---|")
+    for name, each in rates.items():
+        print(f"| {name} | {np.median(each):.0f} ({min(each):.0f} to {max(each):.0f}) | {np.median(each / base):.1%} |")
+
+
+def grow(folder: pathlib.Path, count: int, calls: int) -> None:
+    """Prints one process's memory while it trains on so many faces in memory maps."""
+    began = time.perf_counter()
+    faces = write_maps(folder, count)
+    written, way = time.perf_counter() - began, training(faces, small_dataset(faces), False)
+    next(way)
+    first, began = anonymous(), time.perf_counter()
+    for _ in range(calls):
+        next(way)
+    rate = calls * STEPS * Config().batch_size / (time.perf_counter() - began)
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 2**30
+    print(f"| {count:,} | {size:.2f} GiB, {written:.0f} s | {first:,} MiB | {anonymous():,} MiB | {rate:.0f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--faces", default="10000,100000,1000000", help="numbers of faces in memory maps")
+    parser.add_argument("--calls", type=int, default=40, help="of 500 faces each, for every number of faces")
+    parser.add_argument("--folder", help="where the maps go for the while; default: the system's for temporary files")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # what a fresh process is started with
+    options = parser.parse_args()
+    parallel.enable_compilation_cache()
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        if options.one:
+            return grow(pathlib.Path(scratch), options.one, options.calls)
+        print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}; load average "
+              f"{os.getloadavg()[0]:.1f}\n", flush=True)
+        compare(pathlib.Path(scratch), options.rounds)
+    print("\n| faces | maps, and the time to write them | memory after a call | memory at the end | faces/s |\n"
+          "|---|---|---|---|---|", flush=True)
+    for count in map(int, options.faces.split(",")):
+        subprocess.run([sys.executable, "-m", "benchmarks.streaming", "--one", str(count), "--calls", str(options.calls),
+                        *(["--folder", options.folder] if options.folder else [])], check=True)
+
+
+if __name__ == "__main__":
+    main()
