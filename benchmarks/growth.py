@@ -36,8 +36,8 @@ STEPS = 4
 def measure(batch: int, faces: int, latents: int, devices: int, whole_epoch: bool) -> dict[str, float]:
     """Returns {"seconds", "MiB"} of this process."""
     rng = np.random.default_rng(0)
-    train = Faces(rng.integers(0, 256, (faces, 64, 64, 3), np.uint8), (rng.random((faces, 73)) < 0.4).astype(np.float32),
-                  np.ones((faces, 73), bool))
+    train = Faces(rng.integers(0, 256, (faces, 64, 64, 3), np.uint8),
+                  (rng.random((faces, 73)) < 0.4).astype(np.float32), np.ones((faces, 73), bool))
     few = Faces(*(a[:50] for a in train))
     data = make_dataset("noise", tuple(f"a{i}" for i in range(73)), "binary", train, few, few)
     config = Config(batch_size=batch, latent_size=latents)
@@ -67,15 +67,14 @@ def draw(results: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None
     axes = picture.subplots(2, len(results), squeeze=False)
     for column, (name, points) in zip(axes.T, results.items(), strict=True):
         x = np.array([point[name] for point in points])
-        for ax, figure, label in zip(column, ("seconds", "MiB"), ("epoch" if name == "faces" else "step", "memory"),
-                                     strict=True):
+        labels = f"seconds a{'n epoch' if name == 'faces' else ' step'}", "memory, MiB"
+        for ax, figure, label in zip(column, ("seconds", "MiB"), labels, strict=True):
             y = np.array([point[figure] for point in points])
             ax.plot(x, y, "o")
             if name != "devices":
                 slope, start = np.polyfit(x, y, 1)
                 ax.plot([0, x[-1]], [start, start + slope * x[-1]], "-", color="0.6", zorder=0)
-            ax.set(xlabel=name, ylim=(0, None), xlim=(0, None),
-                   ylabel=f"seconds {'an' if label == 'epoch' else 'a'} {label}" if figure == "seconds" else "memory, MiB")
+            ax.set(xlabel=name, ylabel=label, xlim=(0, None), ylim=(0, None))
     picture.tight_layout()
     picture.savefig(path, dpi=90)
 

@@ -4,9 +4,9 @@
 
 First, at LFW's size, a training that has its faces in the device's memory, one that streams them from the host's and
 one that streams them from memory maps take turns, two calls each a round; the median of a round's ratios is printed.
-Then, for each number of faces, a fresh process writes random ones to memory maps, 12,288 bytes each and 292 for
-73 attributes, and trains on them; its anonymous memory (which pages of the maps, the kernel's to drop, are not part of) is
-printed after the first call and at the end. Networks are the default preset's.
+Then, for each number of faces, a fresh process writes random ones to memory maps, 12,288 bytes each and 365 for
+73 attributes, and trains on them; its anonymous memory (pages of the maps, which are the kernel's to drop, are not part
+of it) is printed after the first call and at the end. Networks are the default preset's.
 """
 
 import argparse
@@ -58,7 +58,8 @@ def training(faces: Faces, data: Dataset, on_device: bool, epochs: int = 10**6) 
                      config.batch_size, config.mirror, placement)
     params = jax.jit(model.init)(jax.random.key(0))
     state = TrainState(jax.numpy.int32(0), params, optimizer.init(params))
-    for now, _ in fit(make_run(step, placement), state, faces, placement, 0, config.batch_size, epochs, STEPS, on_device):
+    run = make_run(step, placement)
+    for now, _ in fit(run, state, faces, placement, 0, config.batch_size, epochs, STEPS, on_device):
         jax.block_until_ready(now)
         yield
 
@@ -78,8 +79,8 @@ def compare(folder: pathlib.Path, rounds: int) -> None:
     """Prints the rates of the three ways at LFW's size."""
     maps = write_maps(folder, LFW)
     memory, data = Faces(*(np.array(a) for a in maps)), small_dataset(maps)
-    ways = {"in the device's memory": training(memory, data, True), "from the host's memory": training(memory, data, False),
-            "from memory maps": training(maps, data, False)}
+    ways = {"in the device's memory": training(memory, data, True),
+            "from the host's memory": training(memory, data, False), "from memory maps": training(maps, data, False)}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-1, rounds):  # the first one compiles
         for name, way in ways.items():
@@ -105,7 +106,8 @@ def grow(folder: pathlib.Path, count: int, calls: int) -> None:
         next(way)
     rate = calls * STEPS * Config().batch_size / (time.perf_counter() - began)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**30
-    print(f"| {count:,} | {size:.2f} GiB, {written:.0f} s | {first:,} MiB | {anonymous():,} MiB | {rate:.0f} |", flush=True)
+    print(f"| {count:,} | {size:.2f} GiB, {written:.0f} s | {first:,} MiB | {anonymous():,} MiB | {rate:.0f} |",
+          flush=True)
 
 
 def main() -> None:
@@ -126,8 +128,9 @@ def main() -> None:
     print("\n| faces | maps, and the time to write them | memory after a call | memory at the end | faces/s |\n"
           "|---|---|---|---|---|", flush=True)
     for count in map(int, options.faces.split(",")):
-        subprocess.run([sys.executable, "-m", "benchmarks.streaming", "--one", str(count), "--calls", str(options.calls),
-                        *(["--folder", options.folder] if options.folder else [])], check=True)
+        where = ["--folder", options.folder] if options.folder else []
+        subprocess.run([sys.executable, "-m", "benchmarks.streaming", "--one", str(count),
+                        "--calls", str(options.calls), *where], check=True)
 
 
 if __name__ == "__main__":

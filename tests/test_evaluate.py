@@ -162,7 +162,7 @@ def test_a_truncated_checkpoint_is_named(runs, tmp_path):
     ended = subprocess.run([sys.executable, "evaluate.py", f"--run={tmp_path / 'vae'}"], capture_output=True, text=True,
                            cwd=pathlib.Path(evaluate.__file__).parent)
     assert ended.returncode == 2, ended.stderr
-    assert "cannot be restored" in ended.stderr and "delete that folder" in ended.stderr
+    assert "cannot be restored" in ended.stderr and "puts a damaged one aside" in ended.stderr
 
 
 def test_other_attribute_names_and_other_faces_are_named(runs, faces, tmp_path, capsys):

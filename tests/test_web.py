@@ -569,8 +569,8 @@ def test_the_command_refuses_in_one_line(named_runs, tmp_path, capsys, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["web", f"--runs_dir={named_runs}", f"--port={taken.getsockname()[1]}"]) == 2
     assert "give another --port" in capsys.readouterr().err
-    assert main(["web", f"--runs_dir={tmp_path}", "--port=0"]) == 2
-    assert "no finished run of a cmma" in capsys.readouterr().err
+    assert main(["web", f"--run={tmp_path}", "--port=0"]) == 2
+    assert "no run in" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["web"]) == 2
     assert "pip install '.[web]'" in capsys.readouterr().err

@@ -35,8 +35,8 @@ FILES = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css
 
 
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
-# JSON knows one kind of number: 4.0 is a whole one.
-Whole = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)]
+# JSON knows one kind of number: 4.0 is a whole one. It comes after the bounds, which are then the interface's too.
+WHOLE = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
 
 
 class Problem(BaseModel):
@@ -170,7 +170,7 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     Wanted = Annotated[dict[Literal[spec.attributes], Annotated[float, Field(ge=lowest, le=highest)]],
                        Field(max_length=len(spec.attributes))]
     # A face: the number of one to pick, or its pixels, rows of RGB, a byte each, as base64.
-    Face = (Annotated[Whole, Field(ge=0, lt=len(faces))]
+    Face = (Annotated[int, Field(ge=0, lt=len(faces)), WHOLE]
             | Annotated[str, Field(min_length=4 * height * width, max_length=4 * height * width,
                                    pattern="^[A-Za-z0-9+/]*$")])
 
@@ -183,8 +183,8 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
         """Faces that have attributes; those not named are unknown."""
 
         attributes: Wanted = {}
-        n: Annotated[Whole, Field(ge=1, le=studio.BATCH)] = 1
-        seed: Annotated[Whole, Field(ge=0, le=HIGHEST_SEED)] = 0
+        n: Annotated[int, Field(ge=1, le=studio.BATCH), WHOLE] = 1
+        seed: Annotated[int, Field(ge=0, le=HIGHEST_SEED), WHOLE] = 0
         temperature: Annotated[float, Field(ge=0, le=HIGHEST_TEMPERATURE)] = 1.0
 
     class Look(Body):
