@@ -71,8 +71,9 @@ def cmma(config: Config, spec: Spec) -> Model:
     """Returns the conditional multimodal autoencoder: y -> z -> x, with p(z|y) = f and p(x|z) = g (Table 1)."""
     count, binary = len(spec.attributes), spec.kind == "binary"
     f = PriorNetwork(config.latent_size, config.prior_hidden, config.linear_path)
-    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path, config.blocks)
-    g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, blocks=config.blocks)
+    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path, config.blocks, config.precision)
+    g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, blocks=config.blocks,
+                          dtype=config.precision)
     h2 = AttributeNetwork(count, 1 if binary else 2, config.prior_hidden)
     x, a, z = _examples(config, spec)
     flow = _flow(config, spec)
@@ -115,13 +116,14 @@ def _with_standard_prior(config: Config, spec: Spec, encode: Callable[..., jax.A
 
     There is neither f nor h2: as many parameters are at g's entrance instead.
     """
-    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path, config.blocks)
+    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path, config.blocks, config.precision)
     x, _, z = _examples(config, spec)
     none = jnp.zeros((1, len(spec.attributes)))
     a = encode(none, none)
 
     def networks(units: int) -> dict:
-        g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, units, blocks=config.blocks)
+        g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, units, blocks=config.blocks,
+                              dtype=config.precision)
         return {"h": (h, x, a), "g": (g, z, a)}
 
     chosen = networks(_matching_units(config, spec, networks))

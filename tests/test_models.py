@@ -229,3 +229,28 @@ def test_paper_model_has_the_papers_sizes(lfw_like):
     assert h["mean"]["kernel"].shape == (4 * 4 * 256 + 256, 500) and g["features"]["kernel"].shape == (500, 4096)
     assert g["heads"]["kernel"].shape == (4, 4, 32, 6)
     assert count_parameters(shapes) == sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("name", ["cmma", "cvae"])
+def test_with_half_precision_images_the_bound_is_the_same_and_parameters_stay_float32(small, name):
+    x, y, mask = arrays(small, 16)
+    config = dataclasses.replace(small.config, model=name, blocks=1)
+    model = MODELS[name](config, small.data.spec)
+    half = MODELS[name](dataclasses.replace(config, precision="bfloat16"), small.data.spec)
+    leaves, tree = jax.tree.flatten(jax.jit(half.init)(jax.random.key(0)))
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = tree.unflatten([leaf + 0.05 * jax.random.normal(key, leaf.shape)
+                             for leaf, key in zip(leaves, keys, strict=True)])
+    each = jax.random.split(jax.random.key(2), len(x))
+
+    def bound(model):
+        return jax.jit(jax.value_and_grad(lambda params: elbo(model, params, each, x, y, mask).bound.mean()))(params)
+
+    (one, slope), (other, other_slope) = bound(model), bound(half)
+    assert one != other and other.dtype == np.float32
+    np.testing.assert_allclose(other, one, rtol=0.005)
+    flat, other_flat = (jax.flatten_util.ravel_pytree(tree)[0] for tree in (slope, other_slope))
+    assert other_flat.dtype == np.float32
+    cosine = flat @ other_flat / jnp.linalg.norm(flat) / jnp.linalg.norm(other_flat)
+    assert cosine > 0.995
