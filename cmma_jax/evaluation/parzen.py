@@ -78,7 +78,7 @@ def parzen_log_likelihood(sampler: Sampler, faces: Faces, samples: int, sigmas: 
     """
     if samples < 1:
         raise InputError(f"--samples={samples}: a Parzen window needs at least 1 sample")
-    done = _read(save)
+    done = {row: values for row, values in _read(save).items() if values.shape == sigmas.shape}
     key, sigmas32 = jax.random.key(seed), jnp.asarray(sigmas, jnp.float32)
     devices = jax.local_device_count() if sampler.conditional else 1
     run = _compiled(sampler.sample, sampler.conditional, chunk, devices)
