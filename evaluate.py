@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 import sys
 from typing import Literal, NamedTuple
@@ -58,6 +59,8 @@ class Arguments:
 
     parzen: bool = False
     """Parzen-window estimates, the baselines and the judges too."""
+    intensities: tuple[float, ...] = editing.INTENSITIES
+    """Of the edits: how often the difference that a label makes is applied."""
     editing: bool = False
     """Instead: do edits of faces show, do they keep the rest, and are attributes told rightly. Needs the judge."""
     run: str = ""
@@ -95,6 +98,8 @@ class Arguments:
         for name, least in (("limit", 1), ("samples", 0), ("iwae", 1), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name}={getattr(self, name)} is out of range; give {least} or more")
+        if not all(0 < intensity < math.inf for intensity in self.intensities):
+            raise InputError(f"--intensities={self.intensities} are out of range; give numbers above 0")
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -166,7 +171,7 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
     for system, run in reversed(first.items()):
         check_data(run, data)
         model = FaceModel(run)
-        for intensity, literal in [(intensity, False) for intensity in editing.INTENSITIES] + [(1.0, True)]:
+        for intensity, literal in [(intensity, False) for intensity in arguments.intensities] + [(1.0, True)]:
             name = f"{system}, {'literal, ' if literal else ''}intensity {intensity:g}"
             rows[name] = editing.measure_edits(model, tools.judge, few, intensity, literal, *identity)
         if run.model.attributes:
