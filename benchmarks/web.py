@@ -15,6 +15,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -92,7 +93,8 @@ def take_pictures(port: int, folder: pathlib.Path) -> None:
     options = webdriver.ChromeOptions()
     for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(flag)
-    driver = webdriver.Chrome(options=options)
+    options.binary_location = shutil.which("chromium") or ""
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     choose = ("for (const [name, kind] of %s) document.querySelector(`#panel-wanted [aria-label='${name}: ${kind}'],"
               " aside [aria-label='${name}: ${kind}']`).click()")
     change = "document.querySelector('#picker button:nth-child(8)').click()"
