@@ -95,11 +95,10 @@ def take_pictures(port: int, folder: pathlib.Path) -> None:
         options.add_argument(flag)
     options.binary_location = shutil.which("chromium") or ""
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    choose = ("for (const [name, kind] of %s) document.querySelector(`#panel-wanted [aria-label='${name}: ${kind}'],"
-              " aside [aria-label='${name}: ${kind}']`).click()")
-    change = "document.querySelector('#picker button:nth-child(8)').click()"
-    scenes = {"make": (1280, 860, "make", choose % json.dumps([["Male", "no"], ["Smiling", "yes"]])),
-              "change": (1280, 860, "change", change), "inside": (1280, 860, "inside", ""),
+    choose = "for (const label of %s) document.querySelector(`#panel-%s [aria-label='${label}']`).click()"
+    change = "document.querySelector('#picker button:nth-child(10)').click();"
+    scenes = {"make": (1280, 860, "make", choose % (["Male: no", "Smiling: yes"], "wanted")),
+              "change": (1280, 860, "change", change + choose % (["Mustache: yes"], "changes")), "inside": (1280, 860, "inside", ""),
               "narrow": (360, 780, "make", "")}
     for name, (width, height, tab, script) in scenes.items():
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height,

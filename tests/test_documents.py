@@ -27,8 +27,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^    (python .*)$", re.MULTILINE)
-OUTSIDE = ("pip", ".", "tensorboard", "mkdocs", "coverage", "ruff", "mypy")  # commands that are not ours
-MODULES_OUTSIDE = ("venv", "pytest", "coverage", "benchmarks")
+OUTSIDE = ("pip", ".", "tensorboard", "mkdocs", "coverage", "ruff", "mypy", "curl")  # commands that are not ours
+MODULES_OUTSIDE = ("venv", "pytest", "coverage", "benchmarks", "tests")
 
 
 def blocks(text):
@@ -51,6 +51,7 @@ def commands(code):
 
 def ours(words):
     """Returns a command's parser, its program and its arguments; None: it is not ours."""
+    words = words[1:] if words[0] == "srun" else words
     if words[0] == "python" and words[1] == "-m":
         words = words[2:]
         if words[0].split(".")[0] in MODULES_OUTSIDE:
