@@ -100,8 +100,8 @@ def main() -> None:
             flags = f"--xla_force_host_platform_device_count={point['devices']}"
             for warm in (False, True):
                 asked = json.dumps({**point, "whole_epoch": name == "faces", "warm": warm})
-                ended = subprocess.run([sys.executable, "-m", "benchmarks.growth", "--one", asked], check=True, text=True,
-                                       stdout=subprocess.PIPE, env={**os.environ, "XLA_FLAGS": flags})
+                ended = subprocess.run([sys.executable, "-m", "benchmarks.growth", "--one", asked], check=True,
+                                       text=True, stdout=subprocess.PIPE, env={**os.environ, "XLA_FLAGS": flags})
             results.setdefault(name, []).append({**point, **json.loads(ended.stdout)})
             took = results[name][-1]
             print(f"| {value:,} | {took['seconds']:.3f} | {took['MiB']:,.0f} |", flush=True)
