@@ -210,6 +210,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorBoard's file cannot be closed
 def test_a_full_disk_ends_the_run_with_one_line_and_room_lets_it_go_on(undisturbed, faces, disk, capsys):
     (_, mount), run = disk, disk[0] / "run"
     assert train.main(arguments(faces, run)) == 2
