@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import time
@@ -334,4 +335,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code == 2:  # at once: threads that a failed write of orbax's left behind may wait for one another without end
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -235,7 +235,8 @@ def test_with_half_precision_images_the_bound_is_the_same_and_parameters_stay_fl
     """The CVAE's networks are the CMMA's with attributes at one more place."""
     x, y, mask = arrays(small, 16)
     config = dataclasses.replace(small.config, blocks=1)
-    model, half = cvae(config, small.data.spec), cvae(dataclasses.replace(config, precision="bfloat16"), small.data.spec)
+    model = cvae(config, small.data.spec)
+    half = cvae(dataclasses.replace(config, precision="bfloat16"), small.data.spec)
     leaves, tree = jax.tree.flatten(jax.jit(half.init)(jax.random.key(0)))
     assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
     keys = jax.random.split(jax.random.key(1), len(leaves))

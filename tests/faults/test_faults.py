@@ -19,7 +19,6 @@ import pytest
 import train
 from cmma_jax.checkpoint import open_checkpoints, set_damaged_aside
 from cmma_jax.distributions import split_each
-from cmma_jax.errors import InputError
 from tests.faults.kill import LONGEST, ROOT, TINY, check_same, lines, records, start, states, torment
 
 STEPS = 20  # an epoch, in two calls: a look from outside comes in its middle
@@ -210,60 +209,71 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorBoard's file cannot be closed
-def test_a_full_disk_ends_the_run_with_one_line_and_room_lets_it_go_on(undisturbed, faces, disk, capsys):
+def ended(arguments, log, act=lambda: None, limit=None):
+    """Returns train.py's exit code and its lines of errors; act() after it began; limit: on the size of files.
+
+    In a process of its own: the threads of a failed write may wait for one another, and would keep this one alive.
+    """
+    log.unlink(missing_ok=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        process = start(arguments, log)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        act()
+        code = process.wait(LONGEST)
+    finally:
+        process.kill()
+    said = log.read_text().replace("\r", "\n").splitlines()
+    assert "Traceback" not in "".join(said), said
+    return code, [line for line in said if ": error: " in line]
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_room_lets_it_go_on(undisturbed, faces, disk, tmp_path):
     (_, mount), run = disk, disk[0] / "run"
-    assert train.main(arguments(faces, run)) == 2
-    assert "No space left on device" in the_error(capsys)
+    code, (error,) = ended(arguments(faces, run), tmp_path / "log")
+    assert code == 2 and "No space left on device" in error
     reached = steps(run)[-1]
     assert STEPS <= reached < WHOLE
     assert mount("size=20m") == 0
-    assert train.main(arguments(faces, run)) == 0
-    assert f"going on after epoch {reached // STEPS} of 6" in capsys.readouterr().out
+    assert ended(arguments(faces, run), tmp_path / "log") == (0, [])
+    assert f"going on after epoch {reached // STEPS} of 6" in (tmp_path / "log").read_text()
     check_same(run, undisturbed)
 
 
-def test_a_disk_that_becomes_read_only_ends_the_run_with_one_line(faces, disk, at_call, capsys):
+def test_a_disk_that_becomes_read_only_ends_the_run_with_one_line(faces, disk, tmp_path):
     """The disk is that of the checkpoints: the other one has files open, and cannot become so under them."""
-    (place, mount), run = disk, disk[0].parent / "run"
+    (place, mount), run = disk, tmp_path / "run"
     run.mkdir()
     (run / "checkpoints").symlink_to(place)
     mount("size=20m")
 
     def make_read_only():
-        deadline = time.monotonic() + 60
-        while mount("ro"):  # busy with the last checkpoint
+        deadline = time.monotonic() + 100
+        while len(lines(run)) < 2 or mount("ro"):  # busy with the last checkpoint
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.002)
 
-    stop = at_call(5, make_read_only)
-    assert train.main(arguments(faces, run)) == 2
-    assert "Read-only file system" in the_error(capsys)
-    stop()
-    assert train.main(arguments(faces, run)) == 2
-    assert "Read-only file system" in the_error(capsys)
+    code, (error,) = ended(arguments(faces, run, "--epochs=300"), tmp_path / "log", make_read_only)
+    assert code == 2 and "Read-only file system" in error
+    code, (error,) = ended(arguments(faces, run, "--epochs=300"), tmp_path / "log")
+    assert code == 2 and "Read-only file system" in error
     mount("rw")
     assert set_damaged_aside(run / "checkpoints") == [] and steps(run)[-1] >= STEPS
 
 
-def test_files_that_may_not_grow_leave_the_last_checkpoint_whole(small, tmp_path):
+def test_files_that_may_not_grow_leave_the_last_checkpoint_whole(undisturbed, faces, tmp_path):
     """Another full disk, which needs no rights: a limit on the size of files."""
-    state = train.TrainState(np.int32(1), {"a": np.random.default_rng(0).random(1000)}, {})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(InputError, match="no checkpoint can be written"):
-        with open_checkpoints(tmp_path / "c") as checkpoints:
-            checkpoints.save(state, small.config, small.data.spec, {"score": 1.0})
-            checkpoints.wait()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-            try:
-                checkpoints.save(state._replace(step=np.int32(2)), small.config, small.data.spec, {"score": 2.0})
-                checkpoints.wait()
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert set_damaged_aside(tmp_path / "c") == []
-    with open_checkpoints(tmp_path / "c") as checkpoints:
-        assert checkpoints.steps() == [1]
-        np.testing.assert_array_equal(checkpoints.restore(state).params["a"], state.params["a"])
+    run = copied(undisturbed, tmp_path)
+    shutil.rmtree(run / "checkpoints" / str(WHOLE))
+    code, (error,) = ended(arguments(faces, run), tmp_path / "log", limit=20_000)
+    assert code == 2 and "File too large" in error
+    assert set_damaged_aside(run / "checkpoints") == [] and steps(run)[-1] == WHOLE - STEPS
+    assert ended(arguments(faces, run), tmp_path / "log") == (0, [])
+    check_same(run, undisturbed)
 
 
 @jax.custom_vjp
