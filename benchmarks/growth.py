@@ -20,12 +20,10 @@ import time
 import jax
 import numpy as np
 
+from benchmarks.noise import as_dataset, default_training, noise
 from cmma_jax import parallel
 from cmma_jax.config import Config
-from cmma_jax.data.dataset import Faces, make_dataset
-from cmma_jax.models import cmma
-from cmma_jax.objectives import make_loss
-from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
+from cmma_jax.training import fit
 
 BASE = {"batch": 100, "faces": 2_400, "latents": 500, "devices": 1}
 POINTS = {"batch": (25, 50, 100, 200, 400), "faces": (1_200, 2_400, 4_800, 9_600), "latents": (62, 125, 250, 500, 1000),
@@ -35,18 +33,9 @@ STEPS = 4
 
 def measure(batch: int, faces: int, latents: int, devices: int, whole_epoch: bool, warm: bool) -> dict[str, float]:
     """Returns {"seconds", "MiB"} of this process; without `warm` nothing but what compiling left in the cache."""
-    rng = np.random.default_rng(0)
-    train = Faces(rng.integers(0, 256, (faces, 64, 64, 3), np.uint8),
-                  (rng.random((faces, 73)) < 0.4).astype(np.float32), np.ones((faces, 73), bool))
-    few = Faces(*(a[:50] for a in train))
-    data = make_dataset("noise", tuple(f"a{i}" for i in range(73)), "binary", train, few, few)
-    config = Config(batch_size=batch, latent_size=latents)
-    model, (optimizer, _) = cmma(config, data.spec), make_optimizer(config, 100)
-    placement = parallel.place(devices, "pmap", batch)
-    step = make_step(make_loss(model, config.attribute_dropout, 1.0), optimizer, 0, batch, True, placement)
-    params = jax.jit(model.init)(jax.random.key(0))
-    state = TrainState(jax.numpy.int32(0), params, optimizer.init(params))
-    calls = fit(make_run(step, placement), state, data.train, placement, 0, batch, 10**6, STEPS)
+    train, config = noise(faces), Config(batch_size=batch, latent_size=latents)
+    run, state, placement = default_training(config, as_dataset(train), devices)
+    calls = fit(run, state, train, placement, 0, batch, 10**6, STEPS)
     next(calls)
     if not warm:
         return {}

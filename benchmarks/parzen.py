@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.noise import ATTRIBUTES, as_dataset, noise
 from cmma_jax import parallel
 from cmma_jax.config import Config
-from cmma_jax.data.dataset import Faces, make_dataset
 from cmma_jax.evaluation.parzen import SIGMAS, model_sampler, parzen_log_likelihood
 from cmma_jax.models import cmma
 
-ATTRIBUTES, CHUNK = 73, 200
+CHUNK = 200
 
 
 def main() -> None:
@@ -32,11 +32,8 @@ def main() -> None:
     parser.add_argument("--faces", type=int, default=4)
     options = parser.parse_args()
     parallel.enable_compilation_cache()
-    rng = np.random.default_rng(0)
-    faces = Faces(rng.integers(0, 256, (options.faces, 64, 64, 3), np.uint8),
-                  (rng.random((options.faces, ATTRIBUTES)) < 0.4).astype(np.float32),
-                  np.ones((options.faces, ATTRIBUTES), bool))
-    data = make_dataset("noise", tuple(f"a{i}" for i in range(ATTRIBUTES)), "binary", faces, faces, faces)
+    faces = noise(options.faces)
+    data = as_dataset(faces)
     config = Config()
     model = cmma(config, data.spec)
     params = jax.jit(model.init)(jax.random.key(0))

@@ -21,45 +21,34 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from benchmarks.noise import as_dataset, default_training, noise
 from cmma_jax import parallel
 from cmma_jax.config import Config
-from cmma_jax.data.dataset import Dataset, Faces, make_dataset
+from cmma_jax.data.dataset import Dataset, Faces
 from cmma_jax.data.disk import _open_map
-from cmma_jax.models import cmma
-from cmma_jax.objectives import make_loss
-from cmma_jax.training import TrainState, fit, make_optimizer, make_run, make_step
+from cmma_jax.training import fit
 
-LFW, ATTRIBUTES, STEPS = 10_000, 73, 5  # training faces; names; steps a call, as train.py has them on a CPU
+LFW, STEPS = 10_000, 5  # training faces; steps a call
 BLOCK = 10_000  # faces written at a time
 
 
 def write_maps(folder: pathlib.Path, count: int) -> Faces:
-    """Returns faces of noise in memory maps."""
-    rng = np.random.default_rng(0)
-    shapes = {"x": ((64, 64, 3), np.uint8), "y": ((ATTRIBUTES,), np.float32), "mask": ((ATTRIBUTES,), bool)}
-    for name, (shape, dtype) in shapes.items():
-        out = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (count, *shape))
+    """Returns faces of noise in memory maps, one block of them again and again."""
+    block = noise(min(count, BLOCK))
+    for name, part in block._asdict().items():
+        out = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", part.dtype, (count, *part.shape[1:]))
         for start in range(0, count, BLOCK):
-            n = len(out[start:start + BLOCK])
-            out[start:start + BLOCK] = (rng.integers(0, 256, (n, *shape), np.uint8) if name == "x" else
-                                        rng.random((n, *shape)) < 0.4 if name == "y" else True)
+            out[start:start + BLOCK] = part[:count - start]
         out.flush()
         del out
-    return Faces(*(_open_map(folder / f"{name}.npy") for name in shapes))
+    return Faces(*(_open_map(folder / f"{name}.npy") for name in Faces._fields))
 
 
-def training(faces: Faces, data: Dataset, on_device: bool, epochs: int = 10**6) -> Iterator[None]:
-    """Trains; yields after every call."""
+def training(faces: Faces, data: Dataset, on_device: bool) -> Iterator[None]:
+    """Trains without end; yields after every call."""
     config = Config()
-    model = cmma(config, data.spec)
-    optimizer, _ = make_optimizer(config, 100)
-    placement = parallel.place(1, "pmap", config.batch_size)
-    step = make_step(make_loss(model, config.attribute_dropout, config.attribute_weight), optimizer, 0,
-                     config.batch_size, config.mirror, placement)
-    params = jax.jit(model.init)(jax.random.key(0))
-    state = TrainState(jax.numpy.int32(0), params, optimizer.init(params))
-    run = make_run(step, placement)
-    for now, _ in fit(run, state, faces, placement, 0, config.batch_size, epochs, STEPS, on_device):
+    run, state, placement = default_training(config, data)
+    for now, _ in fit(run, state, faces, placement, 0, config.batch_size, 10**6, STEPS, on_device):
         jax.block_until_ready(now)
         yield
 
@@ -70,15 +59,10 @@ def anonymous() -> int:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) // 1024
 
 
-def small_dataset(faces: Faces) -> Dataset:
-    few = Faces(*(np.asarray(a[:200]) for a in faces))
-    return make_dataset("noise", tuple(f"a{i}" for i in range(ATTRIBUTES)), "binary", few, few, few)
-
-
 def compare(folder: pathlib.Path, rounds: int) -> None:
     """Prints the rates of the three ways at LFW's size."""
     maps = write_maps(folder, LFW)
-    memory, data = Faces(*(np.array(a) for a in maps)), small_dataset(maps)
+    memory, data = Faces(*(np.array(a) for a in maps)), as_dataset(maps)
     ways = {"in the device's memory": training(memory, data, True),
             "from the host's memory": training(memory, data, False), "from memory maps": training(maps, data, False)}
     rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -99,7 +83,7 @@ def grow(folder: pathlib.Path, count: int, calls: int) -> None:
     """Prints one process's memory while it trains on so many faces in memory maps."""
     began = time.perf_counter()
     faces = write_maps(folder, count)
-    written, way = time.perf_counter() - began, training(faces, small_dataset(faces), False)
+    written, way = time.perf_counter() - began, training(faces, as_dataset(faces), False)
     next(way)
     first, began = anonymous(), time.perf_counter()
     for _ in range(calls):

@@ -11,6 +11,7 @@ on a CPU, one call a step.
 """
 
 import argparse
+import dataclasses
 import itertools
 import math
 import time
@@ -23,14 +24,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from benchmarks.noise import ATTRIBUTES, as_dataset, noise
 from cmma_jax import layers, parallel
 from cmma_jax.config import Config
-from cmma_jax.data.dataset import Faces, call_rows, make_dataset
+from cmma_jax.data.dataset import Faces, call_rows
 from cmma_jax.models import cmma
 from cmma_jax.objectives import make_loss
 from cmma_jax.training import TrainState, make_optimizer, make_run, make_step
 
-ATTRIBUTES, LATENTS, HIDDEN, WIDTH = 73, 500, 800, 32
+LATENTS, HIDDEN, WIDTH = 500, 800, 32
 
 
 def linen_conv(x, kernel, bias):
@@ -157,14 +159,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
 
-    rng = np.random.default_rng(0)
-    faces = Faces(rng.integers(0, 256, (1000, 64, 64, 3), np.uint8),
-                  (rng.random((1000, ATTRIBUTES)) < 0.5).astype(np.float32), np.ones((1000, ATTRIBUTES), bool))
-    data = make_dataset("noise", tuple(f"a{i}" for i in range(ATTRIBUTES)), "binary", faces, faces, faces)
+    data = dataclasses.replace(as_dataset(faces := noise(1000)), train=faces)
     ours = jax_contestant(data, arguments.batch_size, arguments.steps, as_scan=True)
     with mock.patch.multiple(layers, conv=linen_conv, conv_transpose=linen_conv_transpose):
         linen = jax_contestant(data, arguments.batch_size, 1, as_scan=False)
-    contestants = {"cmma_jax": ours, "Linen's layers": linen,
+    with mock.patch.object(layers, "_kernel_gradient_cpu", lambda x, g: layers._shifted_products(x, g, 4, 2)):
+        shifted = jax_contestant(data, arguments.batch_size, arguments.steps, as_scan=True)
+    contestants = {"cmma_jax": ours, "without Winograd's products": shifted,
+                   "Linen's layers": linen,
                    "PyTorch": torch_contestant(data, arguments.batch_size, arguments.steps),
                    "PyTorch, compiled": torch_contestant(data, arguments.batch_size, arguments.steps, compiled=True),
                    "matrix product": matmul_contestant()}

@@ -88,3 +88,10 @@ def test_every_line_of_the_equations_names_a_function_and_a_test_that_exist(row)
     file, _, test = row[4].strip("`").partition("::")
     source = (ROOT / "tests" / file).read_text()
     assert f"def {test}(" in source if test else "def test_" in source
+
+
+def test_the_tests_that_hold_the_promises_are_there():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text()))
+    there = {node.name for path in (ROOT / "tests").rglob("test_*.py") for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.FunctionDef)}
+    assert len(named) > 15 and named <= there, named - there
