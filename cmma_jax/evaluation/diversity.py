@@ -9,13 +9,14 @@ from cmma_jax.data.dataset import Faces
 from cmma_jax.models import Model, Params
 
 
-def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0) -> np.ndarray:
+def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0, temperature: float = 1.0,
+                    guidance: float | None = None) -> np.ndarray:
     """Returns a random face for the attributes of each of N faces: [N, H, W, 3] in [0, 1].
 
-    A face's noise comes from the seed and its row alone.
+    A face's noise comes from the seed and its row alone; temperature and guidance as of `sampling.generate`.
     """
     def make(rows, y, mask):
-        return sampling.generate(model, params, sampling.row_keys(seed, rows), y, mask)
+        return sampling.generate(model, params, sampling.row_keys(seed, rows), y, mask, temperature, guidance)
 
     return sampling.in_batches(make, np.arange(faces.size), faces.y, faces.mask)
 
