@@ -245,7 +245,7 @@ def validate(model: Model, params, faces: Faces) -> dict[str, float]:
         return variational_bound(model, params, faces)
     few = spread(faces, GAN_FACES)
     curve = parzen_log_likelihood(model_sampler(model, params), few, GAN_SAMPLES, SIGMAS, chunk=GAN_SAMPLES)
-    return {"parzen": float(curve.mean(0).max()),
+    return {"parzen": float(np.max(curve.mean(0))),
             "diversity": diversity(generated_faces(model, params, few), few.x / 255)}
 
 

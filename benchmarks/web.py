@@ -140,7 +140,7 @@ def main() -> None:
         wrong = [status for status, _ in answers if status != 200]
         print(f"{options.clients} clients for {options.seconds:.0f} s: {len(answers)} requests, {len(wrong)} not "
               f"answered with 200 {sorted(set(wrong)) or ''}; p50 {np.median(taken):.0f} ms, "
-              f"p99 {np.quantile(taken, 0.99):.0f} ms, longest {taken.max():.0f} ms")
+              f"p99 {np.quantile(taken, 0.99):.0f} ms, longest {np.max(taken):.0f} ms")
     finally:
         process.terminate()
         process.wait(30)

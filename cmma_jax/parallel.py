@@ -227,7 +227,7 @@ def warn_unused_gpu() -> str | None:
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or ~/.cache/cmma_jax."""
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # its flags are made at run time
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         try:
             folder = pathlib.Path.home() / ".cache" / "cmma_jax"
             folder.mkdir(parents=True, exist_ok=True)

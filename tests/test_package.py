@@ -7,6 +7,7 @@ import shutil
 import site
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 
@@ -39,7 +40,8 @@ def built(tmp_path_factory):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
     sdist = build("sdist", folder / "tree", folder)
-    shutil.unpack_archive(sdist, folder / "unpacked", filter="data")
+    with tarfile.open(sdist) as archive:  # Python 3.11's first releases know no filters
+        archive.extractall(folder / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     (unpacked,) = (folder / "unpacked").iterdir()
     return {"sdist": sdist, "wheel": build("wheel", unpacked, folder)}, unpacked
 

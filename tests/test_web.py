@@ -421,22 +421,29 @@ def test_the_interface_describes_itself(client):
 
 
 def test_a_full_queue_answers_503(client, monkeypatch):
-    begun, go_on, answers = threading.Event(), threading.Event(), []
-    made = studio.Studio.make
+    full, go_on, arrived, answers = threading.Event(), threading.Event(), [], []
+    made, run = studio.Studio.make, guard.Queue.run
 
     def slow(self, *arguments):
-        begun.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
         return made(self, *arguments)
 
+    async def told(self, *arguments):
+        arrived.append(1)
+        if len(arrived) == 3:
+            full.set()  # what arrives after this one finds the third place taken: the loop takes them in turn
+        return await run(self, *arguments)
+
     monkeypatch.setattr(studio.Studio, "make", slow)
+    monkeypatch.setattr(guard.Queue, "run", told)
     clients = [threading.Thread(target=lambda: answers.append(client.post("/api/make", json=MAKE[1])))
                for _ in range(3)]
     for each in clients:
         each.start()
     try:
-        assert begun.wait(30)
-        refused = wait_for(lambda: client.post("/api/decode", json={"model": "cmma", "place": [0, 0]}), 503, go_on)
+        assert full.wait(60)
+        refused = client.post("/api/decode", json={"model": "cmma", "place": [0, 0]})
+        assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1" and client.get("/api/about").status_code == 200
     finally:
         go_on.set()
@@ -444,24 +451,6 @@ def test_a_full_queue_answers_503(client, monkeypatch):
         each.join()
     assert [answer.status_code for answer in answers] == [200] * 3
     assert client.post("/api/make", json=MAKE[1]).status_code == 200
-
-
-def wait_for(ask, status, go_on):
-    """Asks from a thread of its own until the queue is full: before that the request waits, and is not answered."""
-    found = []
-
-    def keep_asking():
-        while not go_on.is_set():
-            answer = ask()
-            if answer.status_code == status:
-                found.append(answer)
-                return
-
-    thread = threading.Thread(target=keep_asking)
-    thread.start()
-    thread.join(20)
-    assert found
-    return found[0]
 
 
 class Asked:

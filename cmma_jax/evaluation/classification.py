@@ -35,7 +35,7 @@ def best_threshold(p: np.ndarray, positive: np.ndarray) -> float:
     p, positive = p[order].astype(np.float64), positive[order]
     specificity, missed = np.cumsum(~positive) / (~positive).sum(), np.cumsum(positive) / positive.sum()
     gain = np.where(p[1:] > p[:-1], (specificity - missed)[:-1], -np.inf)  # no cut between equal ones
-    i = int(gain.argmax())
+    i = int(np.argmax(gain))
     return float((p[i] + p[i + 1]) / 2)
 
 
