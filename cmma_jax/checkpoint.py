@@ -28,6 +28,7 @@ from cmma_jax.parallel import on_all_processes
 
 RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's number of epochs
 ON_HOST = ocp.RestoreArgs(restore_type=np.ndarray)
+SAVE_SECONDS = 300  # in which a save must end: one that hangs is told as an error, and not waited for for ever
 DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES)
 UNSUMMED = {"config", "spec", "metrics"}  # all that the facts held before there were sums
 
@@ -255,7 +256,8 @@ def open_checkpoints(folder: pathlib.Path | str) -> Iterator[Checkpoints]:
         return metrics.get(RANKED_BY, -np.inf)
 
     options = ocp.CheckpointManagerOptions(
-        best_fn=score, preservation_policy=keep.AnyPreservationPolicy(
+        best_fn=score, async_options=ocp.AsyncOptions(timeout_secs=SAVE_SECONDS),
+        preservation_policy=keep.AnyPreservationPolicy(
             [keep.LatestN(2), keep.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)]))
     try:
         manager = ocp.CheckpointManager(folder.resolve(), options=options)

@@ -1,10 +1,14 @@
 """Checkpoints hold everything, keep the right ones, and say what is wrong."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from cmma_jax import checkpoint
 from cmma_jax.checkpoint import open_checkpoints
 from cmma_jax.config import Config
 from cmma_jax.errors import InputError
@@ -57,3 +61,25 @@ def test_another_models_checkpoint_is_refused_by_name(tmp_path, state, small):
     other = state._replace(params=state.params | {"extra": jnp.zeros(3)})
     with open_checkpoints(tmp_path / "c") as checkpoints, pytest.raises(InputError, match="cannot be restored"):
         checkpoints.restore(other)
+
+
+def test_a_save_that_never_ends_is_given_up(tmp_path, state, small, monkeypatch):
+    class Hangs:
+        def result(self, timeout=None):
+            assert not threading.Event().wait(10 if timeout is None else min(timeout, 10))
+            raise TimeoutError
+
+        def cancel(self):
+            pass
+
+    async def serialize(*_):
+        return [Hangs()]
+
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 1)
+    monkeypatch.setattr(ocp.type_handlers.NumpyHandler, "serialize", serialize)
+    with pytest.raises(InputError, match="timed out after [12].* give the same command again"):
+        save_all(tmp_path / "c", state, small, {1: 0.0})
+    monkeypatch.undo()
+    save_all(tmp_path / "c", state, small, {2: 0.0})
+    with open_checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.steps() == [2]
