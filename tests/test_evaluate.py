@@ -14,12 +14,15 @@ import pytest
 
 import evaluate
 import train
+from cmma_jax.api import FaceModel
 from cmma_jax.checkpoint import open_checkpoints
 from cmma_jax.config import Config
 from cmma_jax.errors import InputError
-from cmma_jax.evaluation import parzen
+from cmma_jax.evaluation import editing, judges, parzen
+from cmma_jax.evaluation.diversity import generated_faces
+from cmma_jax.evaluation.embeddings import frechet_distance
 from cmma_jax.records import read_metrics
-from cmma_jax.runs import find_runs, load_run
+from cmma_jax.runs import find_runs, load_data, load_run
 
 TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1",
         "--batch_size=8"]
@@ -67,6 +70,65 @@ def test_on_a_cpu_a_flow_is_spared_what_takes_hours_and_a_word_says_so(runs, fac
     assert evaluate.main(["--parzen", f"--run={flow}", "--limit=4", "--samples=5"]) == 0
     found = json.loads((flow / "results-folder-test.json").read_text())["cmma (best)"]
     assert "parzen" in found
+
+
+def blocks(x):
+    """An embedding that needs nothing installed: the colours of a picture's quarters, [N, 12]."""
+    x = np.asarray(x)
+    return x.reshape(len(x), 2, x.shape[1] // 2, 2, x.shape[2] // 2, 3).mean((2, 4)).reshape(len(x), -1)
+
+
+@pytest.fixture(scope="module")
+def judge(runs, tmp_path_factory):
+    """A judge, and the flag that names its file."""
+    data = load_data(load_run(runs / "cmma"))
+    judge = judges.train_judge(data, judges.Settings(epochs=20, batch_size=8, width=4, hidden=16, learning_rate=0.01))
+    assert judge.visible.all()
+    folder = tmp_path_factory.mktemp("judge")
+    judges.save_judge(judge, folder)
+    return judge, f"--judge={folder}"
+
+
+def test_judges_look_at_every_system(runs, judge, monkeypatch):
+    monkeypatch.setattr(evaluate.embeddings, "embed_dlib", blocks)
+    monkeypatch.setattr(evaluate.baselines, "fit_baselines", lambda _: [])
+    judge, flag = judge
+    flags = [f"--runs_dir={runs}", "--model=cmma", "--samples=5", "--iwae=2", "--limit=4"]
+    assert evaluate.main(["--parzen", flag, *flags]) == 0
+    rows = json.loads((runs / "results-folder-test.json").read_text())
+    test = load_data(load_run(runs / "cmma")).test
+    x = test.x / np.float32(255)
+    said = judges.scores(judge, x, test.y, test.mask)
+    assert rows["real faces"]["balanced_accuracy"] == [said["balanced_accuracy"], said["balanced_accuracy_stderr"]]
+    assert rows["real faces"]["accuracy Red"] == [said["per_attribute"]["Red"], None]
+    made = [generated_faces(run.model, run.params, test) for run in map(load_run, (runs / "cmma", runs / "cmma-seed1"))]
+    distances = [frechet_distance(blocks(faces[::2]), blocks(x[1::2])) for faces in made]
+    assert rows["cmma"]["fd_dlib"][0] == pytest.approx(np.mean(distances), rel=1e-5)
+    assert rows["real faces"]["identities"] == [1.0, None] and rows["cmma"]["identities"][0] > 0
+
+
+def test_edits_and_told_attributes_are_measured(runs, judge, monkeypatch):
+    monkeypatch.setattr(evaluate.embeddings, "embed_dlib", blocks)
+    judge, flag = judge
+    flags = [f"--runs_dir={runs}", "--model=cmma", "--limit=6"]
+    assert evaluate.main(["--editing", flag, *flags, "--intensities", "2", "9"]) == 0
+    rows = json.loads((runs / "editing-folder-test.json").read_text())
+    assert {"cmma, intensity 2", "cmma, intensity 9", "cmma, literal, intensity 1"} <= set(rows)
+    model, data = FaceModel(load_run(runs / "cmma")), load_data(load_run(runs / "cmma"))
+    few = evaluate.spread(data.test, 6)
+    alone = editing.measure_edits(model, judge, few, 2.0, False, blocks, blocks(few.x / np.float32(255)))
+    for name in ("flips", "others", "moved", "back", "identity"):
+        assert rows["cmma, intensity 2"][name][0] == pytest.approx(alone[name][0], rel=1e-5), name
+    assert rows["cmma, intensity 9"]["moved"][0] > rows["cmma, intensity 2"]["moved"][0]
+    told = json.loads((runs / "inference-folder-test.json").read_text())
+    assert set(told) == {"cmma, q(y|z)", "cmma, q(y|z), 3 steps", "the judge"}
+    assert told["the judge"]["auc"][0] > told["cmma, q(y|z)"]["auc"][0]  # after two epochs on 40 faces
+
+
+def test_edits_want_a_judge_and_a_model_that_edits(runs, tmp_path, capsys):
+    assert "edits need a CMMA or a CVAE" in failing(["--editing", f"--run={runs / 'vae'}"], capsys)
+    shutil.copytree(runs / "cmma", tmp_path / "cmma")
+    assert "edits are measured by a judge; make one" in failing(["--editing", f"--runs_dir={tmp_path}"], capsys)
 
 
 def test_figures_of_two_seeds_are_their_mean_and_deviation(whole_table, runs, capsys):
