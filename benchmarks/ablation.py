@@ -18,10 +18,9 @@ import numpy as np
 
 import evaluate
 import train
-from cmma_jax import sampling
 from cmma_jax.data.dataset import Dataset
 from cmma_jax.evaluation.bounds import variational_bound
-from cmma_jax.evaluation.diversity import diversity, generated_faces
+from cmma_jax.evaluation.diversity import diversity, generated_faces, reconstructed_faces
 from cmma_jax.evaluation.embeddings import embed_dlib, frechet_distance
 from cmma_jax.models import count_parameters
 from cmma_jax.records import read_metrics
@@ -87,10 +86,7 @@ def measure(run_dir: pathlib.Path, data: Dataset, tools: evaluate.Tools) -> dict
              "diversity": diversity(made, real), "minutes": sum(record["seconds"] for record in records) / 60}
     found |= {name: value for name, (value, _) in evaluate.look(made, faces, tools).items() if " " not in name}
     if tools.embedded is not None:
-        def reconstruct(x, y, mask):
-            return sampling.reconstruct(run.model, run.params, x, y, mask)
-
-        again = sampling.in_batches(reconstruct, real, faces.y, faces.mask)
+        again = reconstructed_faces(run.model, run.params, faces)
         found["fd_reconstructions"] = frechet_distance(embed_dlib(again[::2]), tools.embedded[1::2])
     return {name: float(value) for name, value in found.items()}
 

@@ -1,4 +1,4 @@
-"""Faces generated for a set's attributes, and whether they differ from one another as real ones do."""
+"""Faces generated for a set's attributes, or reconstructed, and whether they differ from one another as real ones."""
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,14 @@ def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0, t
         return sampling.generate(model, params, sampling.row_keys(seed, rows), y, mask, temperature, guidance)
 
     return sampling.in_batches(make, np.arange(faces.size), faces.y, faces.mask)
+
+
+def reconstructed_faces(model: Model, params: Params, faces: Faces) -> np.ndarray:
+    """Returns the reconstructions of N faces from q(z|x, y): [N, H, W, 3] in [0, 1]."""
+    def make(x, y, mask):
+        return sampling.reconstruct(model, params, x, y, mask)
+
+    return sampling.in_batches(make, faces.x / np.float32(255), faces.y, faces.mask)
 
 
 def diversity(made: np.ndarray, real: np.ndarray) -> float:
