@@ -1,10 +1,10 @@
-"""What each part of the default preset gives: one after another, the same budget, the same judges, validation faces.
+"""What each part of the default preset gives: one after another, the same budget and measures, validation faces.
 
-    python -m benchmarks.ablation --dataset=lfw --data_dir=DIR --judge=runs/judge-lfw
+    python -m benchmarks.ablation --dataset=lfw --data_dir=DIR --classifier=runs/classifier-lfw
 
 LADDER begins with the paper's networks and optimiser; every rung adds to all below it, up to the default preset.
 ASIDE holds single changes of the default, each beside it. A rung is a run of train.py in --runs_dir, which goes on
-if it was stopped, and is measured by the judges of evaluate.py at its best epoch. The table is printed, and written
+if it was stopped, and is measured as by evaluate.py at its best epoch. The table is printed, and written
 with the command to --out.
 """
 
@@ -16,15 +16,14 @@ import sys
 import jax
 import numpy as np
 
-import evaluate
-import train
+from cmma_jax.cli import evaluate, train
 from cmma_jax.data.dataset import Dataset
-from cmma_jax.evaluation.bounds import variational_bound
 from cmma_jax.evaluation.diversity import diversity, generated_faces, reconstructed_faces
 from cmma_jax.evaluation.embeddings import embed_dlib, frechet_distance
-from cmma_jax.models import count_parameters
-from cmma_jax.records import read_metrics
-from cmma_jax.runs import load_data, load_run
+from cmma_jax.models.model import count_parameters
+from cmma_jax.training.bounds import variational_bound
+from cmma_jax.training.records import read_metrics
+from cmma_jax.training.runs import load_data, load_run
 
 LADDER = {"the paper's": ("--preset=paper",),
           "Adam, a falling rate": ("--optimizer=adam", "--learning_rate=0.001", "--schedule=cosine",
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--epochs", type=int, default=5, help="of each rung")
-    parser.add_argument("--judge", default="", help="a judge's folder; empty: none")
+    parser.add_argument("--classifier", default="", help="a classifier's folder; empty: none")
     parser.add_argument("--runs_dir", default="runs/ablation")
     parser.add_argument("--out", default="docs/ablation.json", help="where the record goes")
     options = parser.parse_args(argv)
@@ -63,7 +62,7 @@ def main(argv: list[str]) -> int:
         if code:
             return code
         data = load_data(load_run(run_dir))
-        looks = evaluate.Arguments(parzen=True, judge=options.judge, runs_dir=options.runs_dir)
+        looks = evaluate.Arguments(parzen=True, classifier=options.classifier, runs_dir=options.runs_dir)
         tools = tools or evaluate.find_tools(looks, data, data.validation)
         rows[name] = measure(run_dir, data, tools)
         print(f"{name}: {json.dumps(rows[name])}", flush=True)
@@ -94,7 +93,7 @@ def measure(run_dir: pathlib.Path, data: Dataset, tools: evaluate.Tools) -> dict
 def to_markdown(rows: dict[str, dict[str, float]]) -> str:
     """Returns the table."""
     columns = {"bound": ",.0f", "bound_stderr": ",.0f", "train_bound": ",.0f", "kl": ",.0f", "train_kl": ",.0f",
-               "balanced_accuracy": ".3f", "fd_dlib": ".3f", "fd_reconstructions": ".3f", "diversity": ".2f",
+               "accuracy": ".3f", "fd_dlib": ".3f", "fd_reconstructions": ".3f", "diversity": ".2f",
                "minutes": ".1f"}
     columns = {name: form for name, form in columns.items() if any(name in row for row in rows.values())}
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from benchmarks.noise import as_dataset, default_training, noise
-from cmma_jax import parallel
-from cmma_jax.config import Config
-from cmma_jax.training import fit
+from cmma_jax.training import parallel
+from cmma_jax.training.config import Config
+from cmma_jax.training.step import fit
 
 BASE = {"batch": 100, "faces": 2_400, "latents": 500, "devices": 1}
 POINTS = {"batch": (25, 50, 100, 200, 400), "faces": (1_200, 2_400, 4_800, 9_600), "latents": (62, 125, 250, 500, 1000),

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import cmma_jax
-from cmma_jax import parallel
+from cmma_jax.training import parallel
 
 
 def calls(run: str, count: int) -> dict[str, tuple[np.ndarray, float]]:

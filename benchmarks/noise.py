@@ -5,12 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from cmma_jax import parallel
-from cmma_jax.config import Config
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
-from cmma_jax.models import cmma
-from cmma_jax.objectives import make_loss
-from cmma_jax.training import TrainState, make_optimizer, make_run, make_step
+from cmma_jax.models.model import cmma
+from cmma_jax.models.objectives import make_loss
+from cmma_jax.training import parallel
+from cmma_jax.training.config import Config
+from cmma_jax.training.step import TrainState, make_optimizer, make_run, make_step
 
 ATTRIBUTES = 73  # LFW's
 

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.noise import ATTRIBUTES, as_dataset, noise
-from cmma_jax import parallel
-from cmma_jax.config import Config
 from cmma_jax.evaluation.parzen import SIGMAS, model_sampler, parzen_log_likelihood
-from cmma_jax.models import cmma
+from cmma_jax.models.model import cmma
+from cmma_jax.training import parallel
+from cmma_jax.training.config import Config
 
 CHUNK = 200
 

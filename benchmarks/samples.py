@@ -1,10 +1,10 @@
 """What temperature and guidance do to a run's random samples, on validation faces, beside its reconstructions.
 
-    python -m benchmarks.samples --run=runs/cmma-lfw-flow --judge=runs/judge-lfw
+    python -m benchmarks.samples --run=runs/cmma-lfw-flow --classifier=runs/classifier-lfw
 
 A row of the table is a random face for the attributes of each of the first --limit validation faces, from the same
-noise in every row, seen by the judges of evaluate.py. The reconstructions' row is the best that any prior could do
-with this decoder; real faces' row is the judges' own floor.
+noise in every row, measured as by evaluate.py. The reconstructions' row is the best that any prior could do
+with this decoder; real faces' row is the measures' own floor.
 """
 
 import argparse
@@ -12,11 +12,11 @@ import sys
 
 import numpy as np
 
-import evaluate
+from cmma_jax.cli import evaluate
 from cmma_jax.data.dataset import Faces
 from cmma_jax.evaluation import table
 from cmma_jax.evaluation.diversity import diversity, generated_faces, reconstructed_faces
-from cmma_jax.runs import load_data, load_run
+from cmma_jax.training.runs import load_data, load_run
 
 ROWS = {"temperature 1": (1.0, None), "temperature 0.85": (0.85, None), "temperature 0.7": (0.7, None),
         "guidance 1": (1.0, 1.0), "guidance 3": (1.0, 3.0)}
@@ -27,13 +27,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="lfw", help="a run's folder, or the name of a shipped model")
     parser.add_argument("--data_dir", default="", help="empty: the run's own")
-    parser.add_argument("--judge", default="", help="a judge's folder; empty: none")
+    parser.add_argument("--classifier", default="", help="a classifier's folder; empty: none")
     parser.add_argument("--limit", type=int, default=1000, help="validation faces")
     options = parser.parse_args(argv)
     run = load_run(options.run)
     data = load_data(run, options.data_dir)
     faces = Faces(*(a[:options.limit] for a in data.validation))
-    tools = evaluate.find_tools(evaluate.Arguments(parzen=True, judge=options.judge), data, faces)
+    tools = evaluate.find_tools(evaluate.Arguments(parzen=True, classifier=options.classifier), data, faces)
     real = faces.x / np.float32(255)
 
     rows = {}

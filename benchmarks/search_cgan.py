@@ -15,8 +15,8 @@ import pathlib
 import sys
 from typing import Any
 
-import train
-from cmma_jax.records import read_metrics
+from cmma_jax.cli import train
+from cmma_jax.training.records import read_metrics
 
 GRID = {"learning_rate": (0.003, 0.001, 0.01), "discriminator_rate": (1.0, 0.3), "weight_variance": (1.0, 0.25)}
 LEAST_DIVERSITY = 0.5

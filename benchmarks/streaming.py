@@ -22,11 +22,11 @@ import jax
 import numpy as np
 
 from benchmarks.noise import as_dataset, default_training, noise
-from cmma_jax import parallel
-from cmma_jax.config import Config
 from cmma_jax.data.dataset import Dataset, Faces
 from cmma_jax.data.disk import _open_map
-from cmma_jax.training import fit
+from cmma_jax.training import parallel
+from cmma_jax.training.config import Config
+from cmma_jax.training.step import fit
 
 LFW, STEPS = 10_000, 5  # training faces; steps a call
 BLOCK = 10_000  # faces written at a time

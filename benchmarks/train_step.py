@@ -25,12 +25,13 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.noise import ATTRIBUTES, as_dataset, noise
-from cmma_jax import layers, parallel
-from cmma_jax.config import Config
 from cmma_jax.data.dataset import Faces, call_rows
-from cmma_jax.models import cmma
-from cmma_jax.objectives import make_loss
-from cmma_jax.training import TrainState, make_optimizer, make_run, make_step
+from cmma_jax.models import layers
+from cmma_jax.models.model import cmma
+from cmma_jax.models.objectives import make_loss
+from cmma_jax.training import parallel
+from cmma_jax.training.config import Config
+from cmma_jax.training.step import TrainState, make_optimizer, make_run, make_step
 
 LATENTS, HIDDEN, WIDTH = 500, 800, 32
 

@@ -4,11 +4,11 @@
     faces = model.generate({"Male": 1, "Eyeglasses": 1}, n=16)
     changed = model.edit(faces, {"Mustache": 1})
 
-`cmma_jax.sampling` has the pure functions of (model, params, key, arrays) beneath, for `vmap`, `grad` and `pmap`.
+`cmma_jax.sampling.faces` has the pure functions of (model, params, key, arrays) beneath, for `vmap`, `grad` and `pmap`.
 """
 
-from cmma_jax.api import FaceModel, load
 from cmma_jax.errors import InputError
-from cmma_jax.sampling import edit, generate, infer_attributes, morph, reconstruct
+from cmma_jax.sampling.face_model import FaceModel, load
+from cmma_jax.sampling.faces import edit, generate, infer_attributes, morph, reconstruct
 
 __all__ = ["FaceModel", "InputError", "edit", "generate", "infer_attributes", "load", "morph", "reconstruct"]

@@ -1,4 +1,6 @@
-"""The one kind of error that a person can mend."""
+"""Faults that a person can mend, told in one line."""
+
+import difflib
 
 
 class InputError(ValueError):
@@ -9,3 +11,11 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))
+
+
+def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Returns "; did you mean 'Mustache'?" for a misspelt name, or what names there are."""
+    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], 1)
+    if close:
+        return f"; did you mean {next(k for k in known if k.lower() == close[0])!r}?"
+    return f"; known: {', '.join(known)}"

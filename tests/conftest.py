@@ -16,13 +16,13 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from cmma_jax.checkpoint import RANKED_BY, open_checkpoints  # noqa: E402
-from cmma_jax.config import Config  # noqa: E402
 from cmma_jax.data import load_dataset  # noqa: E402
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset  # noqa: E402
-from cmma_jax.models import Model, cmma, make_model  # noqa: E402
-from cmma_jax.ppca import fit_conditional_ppca, start_from_ppca  # noqa: E402
-from cmma_jax.training import TrainState  # noqa: E402
+from cmma_jax.models.model import Model, cmma, make_model  # noqa: E402
+from cmma_jax.training.checkpoint import RANKED_BY, open_checkpoints  # noqa: E402
+from cmma_jax.training.config import Config  # noqa: E402
+from cmma_jax.training.ppca import fit_conditional_ppca, start_from_ppca  # noqa: E402
+from cmma_jax.training.step import TrainState  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -106,7 +106,7 @@ def named_runs(tmp_path_factory) -> pathlib.Path:
     before training, and with a random q(y|z); beside it real-run, a CMMA on real-valued attributes, its q(y|z) N(0, 1),
     and cmma-plane and vae-plane, with two latents.
     """
-    import train  # here, after JAX's surroundings above
+    from cmma_jax.cli import train
 
     folder, rng = tmp_path_factory.mktemp("named"), np.random.default_rng(3)
     y = (rng.random((400, len(NAMED))) < 0.4).astype(int)

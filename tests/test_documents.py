@@ -17,11 +17,8 @@ import nbclient
 import nbformat
 import pytest
 
-import evaluate
-import train
-from cmma_jax import __main__ as cmma
-from cmma_jax import command_line
-from cmma_jax.evaluation import judges
+from cmma_jax.cli import classifier, command_line, evaluate, train
+from cmma_jax.cli.main import COMMANDS, PROGRAMS, main
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -61,11 +58,15 @@ def ours(words):
     elif words[0] in OUTSIDE:
         return None
     program, *arguments = words
-    if program in ("cmma", "cmma_jax"):
-        kind, _ = cmma.COMMANDS[arguments[0]]
-        return lambda argv: command_line.parse(kind, argv[1:], "cmma", ""), cmma.main, arguments
-    module = {"train.py": train, "evaluate.py": evaluate, "cmma_jax.evaluation.judges": judges}[program]
-    return module.parse, module.main, arguments
+    if program in ("train.py", "evaluate.py"):
+        module = {"train.py": train, "evaluate.py": evaluate}[program]
+        return module.parse, module.main, arguments
+    assert program in ("cmma", "cmma_jax"), words
+    if arguments[0] in PROGRAMS:
+        module = {"train": train, "evaluate": evaluate, "classifier": classifier}[arguments[0]]
+        return lambda argv: module.parse(argv[1:]), main, arguments
+    kind, _ = COMMANDS[arguments[0]]
+    return lambda argv: command_line.parse(kind, argv[1:], "cmma", ""), main, arguments
 
 
 def run(path):

@@ -1,6 +1,7 @@
 """The house: who may import whom, what the documents name, and what must not be in the tree."""
 
 import ast
+import graphlib
 import importlib
 import pathlib
 import re
@@ -10,62 +11,68 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-FLOORS = [
-    {"errors"},
-    {"command_line", "config", "distributions", "files", "images", "layers", "records", "data.dataset", "data.disk",
-     "data.synthetic", "data.lfw", "data.folder", "data.mat", "data.tfds_builder", "data", "parallel", "checkpoint",
-     "training"},
-    {"networks"},
-    {"models"},
-    {"attributes", "compact", "flow", "photos", "ppca"},
-    {"objectives", "runs", "sampling"},
-    {"figures", "evaluation.classification"},
-    {"evaluation", "evaluation.bounds", "evaluation.parzen", "evaluation.diversity", "evaluation.baselines",
-     "evaluation.judges", "evaluation.embeddings", "evaluation.detection", "evaluation.table", "plots", "api"},
-    {"evaluation.editing", "paper_figures", "commands"},
-    {"web.groups", "web.guard", "web.studio"},
-    {"web.server"},
-    {"web"},
-    {"__main__"},
-]
-GROUND = FLOORS[1]
+ROOMS = ["models", "data", "training", "sampling", "evaluation", "web", "cli"]  # each may import from those before it
+ABOVE_ALL = {"", "__main__"}
 
 
 def modules():
-    for path in (ROOT / "cmma_jax").rglob("*.py"):
-        name = ".".join(path.relative_to(ROOT / "cmma_jax").with_suffix("").parts).removesuffix("__init__").rstrip(".")
-        if name:
-            yield name, ast.parse(path.read_text())
+    """Returns {name within the package: its source}; "" is the package itself."""
+    paths = {path.relative_to(ROOT / "cmma_jax").with_suffix(""): path for path in (ROOT / "cmma_jax").rglob("*.py")}
+    return {".".join(part for part in short.parts if part != "__init__"): path.read_text()
+            for short, path in paths.items()}
 
 
-def imports(tree):
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "cmma_jax":
+SOURCES = modules()
+
+
+def imports(source):
+    """Yields the modules of the package that a source imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "cmma_jax":
             base = node.module.removeprefix("cmma_jax").lstrip(".")
             for alias in node.names:
                 longer = f"{base}.{alias.name}".lstrip(".")
-                yield longer if any(longer in floor for floor in FLOORS) else base
+                yield longer if longer in SOURCES else base
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.split(".")[0] == "cmma_jax" for alias in node.names), "import cmma_jax..."
 
 
-def floor_of(name):
-    return next(i for i, floor in enumerate(FLOORS) if name in floor)
+def room_of(name):
+    return name.split(".")[0]
 
 
-def test_a_file_imports_from_its_own_floor_on_the_ground_and_from_lower_floors_above():
-    for name, tree in modules():
-        for other in imports(tree):
-            if name in GROUND:
-                assert floor_of(other) <= 1, f"{name} imports {other}"
-            else:
-                assert floor_of(other) < floor_of(name), f"{name} imports {other}"
+def test_every_file_is_in_a_room():
+    assert {room_of(name) for name in SOURCES} == {*ROOMS, *ABOVE_ALL, "errors"}
+    assert all(f"`{room}" in (ROOT / "CONTRIBUTING.md").read_text() for room in ROOMS)
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES.keys() - ABOVE_ALL))
+def test_a_file_imports_from_its_own_room_and_those_below(name):
+    room = room_of(name)
+    allowed = {"errors", *ROOMS[:ROOMS.index(room) + 1]} if room in ROOMS else set()
+    for other in imports(SOURCES[name]):
+        assert room_of(other) in allowed, f"{name} imports {other}"
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    order = graphlib.TopologicalSorter({name: set(imports(source)) - {name} for name, source in SOURCES.items()})
+    order.prepare()  # raises for a circle
 
 
 def test_one_file_names_orbax_one_safetensors_and_one_names_devices():
-    for name, tree in modules():
-        source = ast.unparse(tree)
-        assert ("orbax" in source) == (name == "checkpoint"), name
-        assert ("import safetensors" in source) == (name == "compact"), name
-        assert ("pmap(" in source or "jax.sharding" in source) == (name == "parallel"), name
+    for name, text in SOURCES.items():
+        source = ast.unparse(ast.parse(text))
+        assert ("orbax" in source) == (name == "training.checkpoint"), name
+        assert ("import safetensors" in source) == (name == "training.compact"), name
+        assert ("pmap(" in source or "jax.sharding" in source) == (name == "training.parallel"), name
+
+
+def test_networks_are_made_in_the_room_of_models_and_by_the_classifier():
+    for name, source in SOURCES.items():
+        if "flax.linen" in source or "from flax import linen" in source:
+            assert room_of(name) == "models" or name == "evaluation.classifier", name
 
 
 @pytest.mark.parametrize("tool", [["ruff", "check"], ["mypy"]], ids=["ruff", "mypy"])

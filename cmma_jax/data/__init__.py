@@ -1,13 +1,15 @@
-"""Data sets by name."""
+"""Data sets by name.
+
+What this room imports: `errors`, and `models.spec`, which says what a data set is like.
+"""
 
 import math
 import pathlib
 from typing import Literal
 
-from cmma_jax.config import did_you_mean
 from cmma_jax.data.dataset import Dataset
 from cmma_jax.data.disk import CACHE
-from cmma_jax.errors import InputError
+from cmma_jax.errors import InputError, did_you_mean
 
 NAMES = ("synthetic", "lfw", "folder", "tfds/lfw_attributes", "tfds/celeb_a")
 

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cmma_jax.data.dataset import Dataset, Faces, Spec
+from cmma_jax.data.dataset import Dataset, Faces
+from cmma_jax.data.files import make_folder
+from cmma_jax.data.images import one_line
 from cmma_jax.errors import InputError
-from cmma_jax.files import make_folder
-from cmma_jax.images import one_line
+from cmma_jax.models.spec import Spec
 
 PARTS = ("train", "validation", "test")
 CACHE = ".cmma_jax"  # in the data set's folder, unless --cache says where

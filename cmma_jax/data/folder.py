@@ -21,8 +21,8 @@ from PIL import Image
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.data.disk import CACHE, PARTS, New, decoded, fingerprint
+from cmma_jax.data.images import one_line, open_picture
 from cmma_jax.errors import InputError
-from cmma_jax.images import one_line, open_picture
 
 TABLE = "attributes.csv"
 SPLITS = PARTS

@@ -29,9 +29,9 @@ from PIL import Image
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.data.folder import SPLITS, refuse_constant
+from cmma_jax.data.images import one_line
 from cmma_jax.data.mat import read_mat
 from cmma_jax.errors import InputError
-from cmma_jax.images import one_line
 
 TRAIN, VALIDATION = 10_000, 1_000  # rows; the rest are for the test, as in the paper
 FACES, LABELS = 13_233, 13_143  # what the publishers' files hold

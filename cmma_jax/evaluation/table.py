@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from cmma_jax.files import write_whole
+from cmma_jax.data.files import write_whole
 
 Figures = dict[str, tuple[float, float | None]]  # figure -> (value, its error or None)
 
@@ -16,15 +16,16 @@ COLUMNS = {  # figure: (heading, decimals)
     "bound": ("bound", 0), "iwae": ("importance-weighted", 0), "exact": ("exact log p", 0), "parzen": ("Parzen", 0),
     "parzen_sigma": ("sigma", 3), "kl": ("KL", 0), "reconstruction": ("reconstruction", 0),
     "bits_per_dim": ("bits/dim", 3), "active_latents": ("active units", 0), "diversity": ("diversity", 2),
-    "balanced_accuracy": ("judged accuracy", 3), "cosine": ("judged cosine", 3), "fd_dlib": ("FD-dlib", 3),
+    "accuracy": ("accuracy", 3), "cosine": ("cosine", 3), "fd_dlib": ("FD-dlib", 3),
     "identities": ("identity diversity", 2), "detected": ("detected", 3),
     "parameters": ("parameters", 0), "seeds": ("seeds", 0),
     # of edits (evaluation.editing)
-    "flips": ("flips the judge", 3), "set": ("when set", 3), "reset": ("when reset", 3), "others": ("others moved", 4),
-    "moved": ("pixels moved", 4), "back": ("after the reverse", 4), "identity": ("identity, cosine", 3),
-    "kept": ("identity kept", 3), "empty": ("empty edit", 4), "empty_kept": ("empty edit, detail kept", 4),
+    "flips": ("flips the classifier", 3), "set": ("when set", 3), "reset": ("when reset", 3),
+    "others": ("others moved", 4), "moved": ("pixels moved", 4), "back": ("after the reverse", 4),
+    "identity": ("identity, cosine", 3), "kept": ("identity kept", 3),
+    "empty": ("empty edit", 4), "empty_kept": ("empty edit, detail kept", 4),
     # of told attributes
-    "accuracy": ("balanced accuracy", 3), "auc": ("AUC", 3), "ece": ("calibration error", 3)}
+    "auc": ("AUC", 3), "ece": ("calibration error", 3)}
 
 
 def over_seeds(results: list[Figures]) -> Figures:

@@ -1,12 +1,15 @@
-"""The page: `python -m cmma_jax web`."""
+"""The page: `python -m cmma_jax web`.
+
+What this room imports: every other but `cli`.
+"""
 
 import dataclasses
 import pathlib
 import socket
 
-from cmma_jax import api
 from cmma_jax.errors import InputError
-from cmma_jax.runs import check_data, find_runs, load_data, load_run
+from cmma_jax.sampling.face_model import FaceModel, load
+from cmma_jax.training.runs import check_data, find_runs, load_data, load_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +63,9 @@ def serve(arguments: Web) -> None:
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def load_models(arguments: Web) -> list[api.FaceModel]:
+def load_models(arguments: Web) -> list[FaceModel]:
     """Returns the model that was asked for, then one of each other system that learnt the same attributes."""
-    first = api.load(arguments.run, runs_dir=arguments.runs_dir)
+    first = load(arguments.run, runs_dir=arguments.runs_dir)
     models = {first.run.system: first}
     try:
         paths = find_runs(arguments.runs_dir, dataset=first.run.config.dataset)
@@ -75,7 +78,7 @@ def load_models(arguments: Web) -> list[api.FaceModel]:
         if run.spec.attributes != first.attributes or run.spec.image_shape != first.run.spec.image_shape:
             print(f"left out: {path}, whose attributes or faces are others than those of {first.run.path}")
             continue
-        models[run.system] = api.FaceModel(run)
+        models[run.system] = FaceModel(run)
     return list(models.values())
 
 

@@ -1,6 +1,6 @@
 """Attributes in named groups, as the page lists them, and sets of them to begin with."""
 
-from cmma_jax.paper_figures import PEOPLE, PLAIN, Settings
+from cmma_jax.sampling.attributes import PEOPLE, PLAIN, Settings
 
 GROUPS = {
     "Person": ("Male", "Baby", "Child", "Youth", "Young", "Middle Aged", "Senior", "Asian", "Black", "Indian", "White",
@@ -23,7 +23,7 @@ GROUPS = {
 OTHERS = "Others"  # the group of what has no name here
 
 PRESETS: dict[str, Settings] = {
-    **{f"Fig. 6: {who}": people | PLAIN for who, people in PEOPLE.items()},
+    **{f"Fig. 6: {who}": {**people, **PLAIN} for who, people in PEOPLE.items()},
     "Old, with a moustache": {"Male": 1, "Senior": 1, "Gray Hair": 1, "Mustache": 1},
     "Sunglasses and a smile": {"Sunglasses": 1, "Smiling": 1},
     "Hat and lipstick": {"Male": 0, "Wearing Hat": 1, "Wearing Lipstick": 1},

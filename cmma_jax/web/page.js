@@ -629,10 +629,10 @@ const askCompared = line(async (signal) => {
 
 async function showResults() {
   const { rows, title } = await ask("/api/results");
-  $("results-title").textContent = title ? `Results of evaluate.py: ${title}` : "Results";
+  $("results-title").textContent = title ? `Results: ${title}` : "Results";
   $("results").replaceChildren(rows.length ? make("table", {}, make("thead", {}, make("tr", {}, ...rows[0].map((cell) => make("th", { scope: "col" }, cell)))),
     make("tbody", {}, ...rows.slice(1).map((row) => make("tr", {}, ...row.map((cell, i) => make(i ? "td" : "th", i ? {} : { scope: "row" }, cell))))))
-    : make("p", { class: "hint" }, "None yet: python evaluate.py --parzen measures the models and writes the table."));
+    : make("p", { class: "hint" }, "None yet: python -m cmma_jax evaluate --parzen measures the models and writes the table."));
 }
 
 // ---- The whole -------------------------------------------------------------------------------------------------

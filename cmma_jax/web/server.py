@@ -14,11 +14,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from cmma_jax.api import FaceModel
-from cmma_jax.attributes import FARTHEST, Attributes
 from cmma_jax.data.dataset import Faces
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation import table
+from cmma_jax.sampling.attributes import FARTHEST, Attributes
+from cmma_jax.sampling.face_model import FaceModel
 from cmma_jax.web import studio
 from cmma_jax.web.groups import GROUPS, OTHERS, group_of, presets
 from cmma_jax.web.guard import UPLOAD_BYTES, Guard, Queue

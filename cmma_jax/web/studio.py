@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from cmma_jax import photos, sampling
-from cmma_jax.api import FaceModel
-from cmma_jax.attributes import Attributes
 from cmma_jax.data.dataset import Faces, spread
+from cmma_jax.data.images import open_picture
 from cmma_jax.errors import InputError
-from cmma_jax.flow import draw
-from cmma_jax.images import open_picture
+from cmma_jax.models.flow import draw
+from cmma_jax.sampling import photos
+from cmma_jax.sampling.attributes import Attributes
+from cmma_jax.sampling.face_model import FaceModel
+from cmma_jax.sampling.faces import decode, encode, in_batches
 
 BATCH = 8  # faces made at once
 SHOWN = 240  # test faces that can be picked, and that lie on the plane
@@ -117,7 +118,7 @@ class Studio:
         assert self.plane is not None  # the server asks such a model nothing of a plane
         z = self.plane.middle + np.asarray(place, np.float32) @ self.plane.axes
         run = self.model.run
-        return np.asarray(sampling.decode(run.model, run.params, z[None], *(a[None] for a in self.model.encode({}))))
+        return np.asarray(decode(run.model, run.params, z[None], *(a[None] for a in self.model.encode({}))))
 
     def ellipse(self, wanted: Wanted) -> Ellipse:
         """Returns p(z|y) on the plane."""
@@ -228,9 +229,9 @@ def _plane(model: FaceModel, faces: np.ndarray) -> Plane | None:
     run = model.run
     if run.model.posterior is None:
         return None
-    encode, decode = (functools.partial(each, run.model, run.params) for each in (sampling.encode, sampling.decode))
+    encoder, decoder = (functools.partial(each, run.model, run.params) for each in (encode, decode))
     y, mask = (np.repeat(a[None], len(faces), 0) for a in model.encode({}))
-    z = sampling.in_batches(encode, faces / np.float32(255), y, mask)
+    z = in_batches(encoder, faces / np.float32(255), y, mask)
     if z.shape[1] == 2:
         middle, axes = np.zeros(2, np.float32), np.eye(2, dtype=np.float32)
         shares = z.var(0) / z.var(0).sum()
@@ -238,7 +239,7 @@ def _plane(model: FaceModel, faces: np.ndarray) -> Plane | None:
         middle = z.mean(0)
         steps = np.concatenate([middle[None] + sign * np.eye(len(middle), dtype=np.float32) for sign in (1, -1)])
         nothing = (np.repeat(a[:1], len(steps), 0) for a in (y, mask))
-        ahead, behind = np.split(sampling.in_batches(decode, steps, *nothing).reshape(len(steps), -1), 2)
+        ahead, behind = np.split(in_batches(decoder, steps, *nothing).reshape(len(steps), -1), 2)
         squares, directions = np.linalg.eigh((ahead - behind) @ (ahead - behind).T)  # ascending
         axes, shares = directions[:, :-3:-1].T, squares[:-3:-1] / squares.sum()
         axes = axes * np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])[:, None]  # either sign is as good

@@ -27,17 +27,18 @@ import scipy.io
 from hypothesis import strategies as st
 from PIL import Image
 
-import train
-from cmma_jax import compact, photos
-from cmma_jax.attributes import Attributes, parse_settings
-from cmma_jax.config import Config
+from cmma_jax.cli import train
 from cmma_jax.data import disk, folder, lfw
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
+from cmma_jax.data.images import open_picture
 from cmma_jax.errors import InputError
-from cmma_jax.evaluation import judges, parzen
-from cmma_jax.images import open_picture
-from cmma_jax.models import cmma
-from cmma_jax.records import read_metrics
+from cmma_jax.evaluation import classifier, parzen
+from cmma_jax.models.model import cmma
+from cmma_jax.sampling import photos
+from cmma_jax.sampling.attributes import Attributes, parse_settings
+from cmma_jax.training import compact
+from cmma_jax.training.config import Config
+from cmma_jax.training.records import read_metrics
 
 LONGEST = 10  # seconds for one input
 MEMORY = 2 * 2**30
@@ -108,12 +109,13 @@ def a_model() -> bytes:
         return path.read_bytes()
 
 
-def a_judge() -> bytes:
+def a_classifier() -> bytes:
     spec, three = a_dataset().spec, np.full(3, 0.9)
-    params = judges._init(judges.Classifier(3, 2, 4), spec, 0)
+    params = classifier._init(classifier.ClassifierNetwork(3, 2, 4), spec, 0)
     with tempfile.TemporaryDirectory() as scratch:
-        judges.save_judge(judges.Judge(spec.attributes, params, three, three, three > 0, three, spec.dataset), scratch)
-        return judges.judge_path(scratch).read_bytes()
+        made = classifier.Classifier(spec.attributes, params, three, three, three > 0, three, spec.dataset)
+        classifier.save_classifier(made, scratch)
+        return classifier.classifier_path(scratch).read_bytes()
 
 
 def some_maps() -> dict[str, bytes]:
@@ -209,8 +211,8 @@ def readers() -> dict[str, Reader]:
                                         0.02),
         "model in one file": Reader(lambda place, content: compact.read_compact(
             written("model.safetensors", content, place)), [a_model()], 0.0025),
-        "judge": Reader(lambda place, content: judges.load_judge(written("judge.msgpack", content, place), spec),
-                        [a_judge()], 0.0025),
+        "classifier": Reader(lambda place, content: classifier.load_classifier(
+            written("classifier.msgpack", content, place), spec), [a_classifier()], 0.0025),
     }
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from cmma_jax.checkpoint import open_checkpoints
+from cmma_jax.training.checkpoint import open_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1",

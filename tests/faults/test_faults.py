@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import train
-from cmma_jax.checkpoint import open_checkpoints, set_damaged_aside
-from cmma_jax.distributions import split_each
+from cmma_jax.cli import train
+from cmma_jax.models.distributions import split_each
+from cmma_jax.training.checkpoint import open_checkpoints, set_damaged_aside
 from tests.faults.kill import LONGEST, ROOT, TINY, check_same, lines, records, start, states, torment
 
 STEPS = 20  # an epoch, in two calls: a look from outside comes in its middle
@@ -117,7 +117,7 @@ def test_a_process_that_is_told_to_end_does_so_within_ten_seconds(undisturbed, f
 def test_in_the_middle_of_a_long_computation_the_program_ends_all_the_same():
     """Nobody asks whether a signal came, as while XLA compiles."""
     script = ("import os, signal, time\n"
-              "from cmma_jax import command_line\n"
+              "from cmma_jax.cli import command_line\n"
               "command_line.GRACE_SECONDS = 0.5\n"
               "with command_line.signals_noted():\n"
               "    os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -1,0 +1,293 @@
+"""What `python -m cmma_jax` does with a finished run: generate, edit, infer, morph, sweep, export, compact."""
+
+import dataclasses
+import io
+import math
+import pathlib
+import sys
+
+import numpy as np
+from PIL import Image
+from tyro.conf import Positional
+
+from cmma_jax.data.files import write_whole
+from cmma_jax.errors import InputError
+from cmma_jax.sampling import photos, pictures
+from cmma_jax.sampling.attributes import parse_settings
+from cmma_jax.sampling.face_model import INFERENCE_SAMPLES, FaceModel, load
+from cmma_jax.training.compact import SUFFIX, shipped
+from cmma_jax.training.runs import save_compact
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Which model."""
+
+    run: str = ""
+    """The run's folder, a compact file, or the name of a model that comes with the package, such as lfw; empty: the
+    newest finished CMMA, or lfw where there is none."""
+    runs_dir: str = "runs"
+    """Where it is looked for."""
+    groups: bool = True
+    """Setting an attribute resets what contradicts it (Eyeglasses resets No Eyewear); --no-groups: it does not."""
+
+    def model(self) -> FaceModel:
+        """Returns the model; says so where one that comes with the package stands in for a run."""
+        model = load(self.run, runs_dir=self.runs_dir)
+        if not self.run and model.run.path in shipped().values():
+            print(f"no finished run in {self.runs_dir}: using {model.run.path.stem}, which comes with the package",
+                  file=sys.stderr)
+        return model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Photo:
+    """How the face is found in a photograph."""
+
+    face: int = 0
+    """Which face, where the photograph has several: 0 is the largest, 1 the next."""
+    crop: str = ""
+    """The face's rectangle, left,top,width,height in pixels, instead of looking for it. A picture of the model's own
+    size, 64x64, is taken for a cropped face as it is."""
+
+    def read(self, path: str, size: int) -> photos.Photo:
+        """Returns a photograph with its face."""
+        return photos.read_photo(path, size, self.face, self.box())
+
+    def box(self) -> photos.Box | None:
+        """Returns the rectangle that was given; raises InputError if it is none."""
+        if not self.crop:
+            return None
+        try:
+            box = photos.Box(*map(float, self.crop.split(",")))
+        except (TypeError, ValueError):
+            box = None
+        if box is None or not all(map(math.isfinite, box)):
+            raise InputError(f"--crop={self.crop} is no rectangle; give left,top,width,height in pixels")
+        return box
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(_Run):
+    """Make faces from attributes; those not named are unknown.
+
+      python -m cmma_jax generate --set "Male=1,Eyeglasses=1" --n 16 --out faces.png
+    """
+
+    set: str = ""
+    """NAME=VALUE, with commas between. Binary: 0 to 1; real-valued: a score, +2sd or p95. A name alone is set to 1."""
+    n: int = 16
+    """How many faces."""
+    seed: int = 0
+    """Of the noise."""
+    temperature: float = 1.0
+    """Factor on the deviation of p(z|attributes); 0: the face at its mean."""
+    guidance: float = 0.0
+    """Of a model with a flow prior: how far beyond what the attributes ask for, 1 for instance; 0: not at all."""
+    columns: int = 8
+    """Faces in a row of the picture."""
+    out: str = "faces.png"
+    """The picture to write."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edit(_Run, _Photo):
+    """Change the face in a photograph; its attributes, where they are not given, are told by the model.
+
+      python -m cmma_jax edit photo.jpg --set "Mustache=1" --out edited.png
+    """
+
+    photo: Positional[str]
+    """An image file."""
+    set: str = ""
+    """What the face is to have: NAME=VALUE, with commas between."""
+    known: str = ""
+    """What is known of the face: NAME=VALUE, with commas between."""
+    intensity: float = 1.0
+    """0: no change; 1: as asked; 2: twice that; negative: the other way."""
+    literal: bool = False
+    """As the paper's step 2 has it: the encoder sees the new attributes too, which counts the change twice."""
+    keep_detail: bool = False
+    """Keep what the model cannot reproduce of the face."""
+    whole: bool = False
+    """Put the face back into the photograph, blended; else the picture is the face, before and after."""
+    out: str = "edited.png"
+    """The picture to write."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Infer(_Run, _Photo):
+    """Tell the attributes of the face in a photograph.
+
+      python -m cmma_jax infer photo.jpg
+    """
+
+    photo: Positional[str]
+    """An image file."""
+    known: str = ""
+    """What is known of the face: NAME=VALUE, with commas between."""
+    samples: int = INFERENCE_SAMPLES
+    """Of z, over which is averaged."""
+    steps: int = 0
+    """Steps of a chain attributes -> z -> attributes, from each sample."""
+    seed: int = 0
+    """Of the samples."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Morph(_Run, _Photo):
+    """Turn one face into another, on the straight path in z.
+
+      python -m cmma_jax morph a.jpg b.jpg --out morph.gif
+    """
+
+    first: Positional[str]
+    """An image file."""
+    second: Positional[str]
+    """Another."""
+    frames: int = 24
+    """Of the way; a GIF goes there and back."""
+    out: str = "morph.gif"
+    """A .gif moves; a .png is a row of faces."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep(_Run, _Photo):
+    """Move a face along one attribute, as edits of negative and positive intensity do.
+
+      python -m cmma_jax sweep --attribute Smiling --out sweep.gif
+      python -m cmma_jax sweep --attribute Smiling --photo photo.jpg --out sweep.png
+    """
+
+    attribute: str
+    """Its name."""
+    photo: str = ""
+    """An image file; empty: the face at the mean of p(z|attributes)."""
+    set: str = ""
+    """Without a photograph: other attributes, NAME=VALUE, with commas between."""
+    reach: float = 4.0
+    """Intensities go from -reach to reach; 1 is the way from an attribute's absence to its presence."""
+    frames: int = 9
+    """On the way; a GIF goes there and back."""
+    out: str = "sweep.gif"
+    """A .gif moves; a .png is a row of faces."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(_Run):
+    """Write the sampler as StableHLO, for programs without this package.
+
+      python -m cmma_jax export --out sampler.bin
+    """
+
+    out: str = "sampler.bin"
+    """The file to write; OUT.json says how to call it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compact(_Run):
+    """Write a run as one file in half precision, which is accepted wherever a run's folder is.
+
+      python -m cmma_jax compact --run runs/cmma-lfw --out lfw.safetensors
+    """
+
+    out: str = "model.safetensors"
+    """The file to write."""
+
+
+def generate(arguments: Generate) -> None:
+    """Writes a picture of faces made from attributes."""
+    for name in ("n", "columns"):
+        _check(getattr(arguments, name) > 0, name, getattr(arguments, name), "1 or more")
+    model = arguments.model()
+    made = model.generate(parse_settings(arguments.set), arguments.n, arguments.seed, arguments.temperature,
+                          arguments.groups, arguments.guidance)
+    columns = min(arguments.columns, len(made))
+    made = np.concatenate([made, np.ones((-len(made) % columns, *made.shape[1:]), made.dtype)])
+    _write(pictures.grid(list(made.reshape(-1, columns, *made.shape[1:]))), arguments.out)
+
+
+def edit(arguments: Edit) -> None:
+    """Writes a picture of a face changed."""
+    _check(math.isfinite(arguments.intensity), "intensity", arguments.intensity, "a finite number")
+    if not arguments.set:
+        raise InputError("nothing to change; give --set NAME=VALUE, such as --set Mustache=1")
+    model = arguments.model()
+    photo = arguments.read(arguments.photo, model.run.spec.image_shape[0])
+    (edited,) = model.edit(photo.face, parse_settings(arguments.set), parse_settings(arguments.known),
+                           arguments.intensity, literal=arguments.literal, keep_detail=arguments.keep_detail,
+                           groups=arguments.groups)
+    picture = photos.put_back(photo, edited) if arguments.whole else pictures.grid([np.stack([photo.face, edited])])
+    _write(picture, arguments.out)
+
+
+def infer(arguments: Infer) -> None:
+    """Prints the attributes of a face, the likeliest or highest first."""
+    model = arguments.model()
+    photo = arguments.read(arguments.photo, model.run.spec.image_shape[0])
+    told = model.infer_attributes(photo.face, parse_settings(arguments.known), arguments.seed, arguments.samples,
+                                  arguments.steps)
+    binary = model.run.spec.kind == "binary"
+    lines = [f"{'attribute':28} {'probability' if binary else 'score':>11} {'deviation':>10}"]
+    for name, (mean, deviation) in sorted(told.items(), key=lambda entry: -float(entry[1][0][0])):
+        lines.append(f"{name:28} {mean[0]:11.3f} {deviation[0]:10.3f}")
+    print("\n".join(lines))
+
+
+def morph(arguments: Morph) -> None:
+    """Writes a moving picture, or a row, of one face turning into another."""
+    model = arguments.model()
+    size = model.run.spec.image_shape[0]
+    faces = np.stack([arguments.read(path, size).face for path in (arguments.first, arguments.second)])
+    _write_frames(model.morph(faces, arguments.frames), arguments.out)
+
+
+def sweep(arguments: Sweep) -> None:
+    """Writes a moving picture, or a row, of a face along one attribute."""
+    _check(arguments.frames > 1, "frames", arguments.frames, "2 or more")
+    _check(0 < arguments.reach < math.inf, "reach", arguments.reach, "a finite number above 0")
+    model = arguments.model()
+    levels = np.linspace(-arguments.reach, arguments.reach, arguments.frames)
+    if arguments.photo:
+        face = arguments.read(arguments.photo, model.run.spec.image_shape[0]).face
+        frames = model.sweep(arguments.attribute, levels, face=face, groups=arguments.groups)
+    else:
+        frames = model.sweep(arguments.attribute, levels, parse_settings(arguments.set), groups=arguments.groups)
+    _write_frames(frames, arguments.out)
+
+
+def export(arguments: Export) -> None:
+    """Writes the sampler."""
+    for path in arguments.model().export(arguments.out):
+        print(path)
+
+
+def compact(arguments: Compact) -> None:
+    """Writes the model as one file, and prints its size."""
+    out = pathlib.Path(arguments.out)
+    if out.suffix != SUFFIX:
+        raise InputError(f"--out={out}: give a name that ends in {SUFFIX}")
+    save_compact(arguments.model().run, out)
+    print(f"{out} ({out.stat().st_size / 2**20:.1f} MiB)")
+
+
+def _write(picture: Image.Image, out: str) -> None:
+    encoded, suffix = io.BytesIO(), pathlib.Path(out).suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"--out={out}: give a name that ends in .png, .jpg or .webp")
+    picture.save(encoded, format={".jpg": "jpeg"}.get(suffix, suffix[1:]), quality=95)
+    write_whole(pathlib.Path(out), encoded.getvalue())
+    print(out)
+
+
+def _write_frames(faces: np.ndarray, out: str) -> None:
+    if pathlib.Path(out).suffix.lower() == ".gif":
+        write_whole(pathlib.Path(out), pictures.animation(faces))
+        print(out)
+    else:
+        _write(pictures.grid([faces]), out)
+
+
+def _check(good: bool, name: str, value: object, expected: str) -> None:
+    if not good:
+        raise InputError(f"--{name}={value} is out of range; give {expected}")

@@ -1,0 +1,207 @@
+"""The variational bound, the importance-weighted bound and a CGAN's losses: pure, per-example terms."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cmma_jax.models.distributions import fold_each, kl, split_each, standard_normal, standard_uniform, sum_event
+from cmma_jax.models.flow import log_ratio, matching
+from cmma_jax.models.model import Model, Params
+from cmma_jax.models.networks import GROUP
+
+
+class Terms(NamedTuple):
+    """The terms of Eq. 6 and the paper's joint term, an example each, in nats.
+
+    Attributes:
+      reconstruction: [B] log p(x|z) at one sample z ~ q(z|x, y) (Eqs. 8 and 11).
+      kl_latents: [B, J] KL[q(z|x, y) || p(z|y)] of each latent (Eq. 7); where the prior is a flow, an unbiased
+        estimate at that z.
+      attributes: [B] log q(y|z) of the known attributes at that z; trains q(y|z) alone.
+      attributes_prior: [B] the same at one z ~ p(z|y): the paper's stand-in for log p(y) (end of 2.1); of a flow, at
+        one z of the Gaussian where it begins.
+    """
+
+    reconstruction: jax.Array
+    kl_latents: jax.Array
+    attributes: jax.Array
+    attributes_prior: jax.Array
+
+    @property
+    def kl(self) -> jax.Array:
+        """[B], the KL summed over the latents."""
+        return self.kl_latents.sum(-1)
+
+    @property
+    def bound(self) -> jax.Array:
+        """[B], the variational bound on log p(x|y) (Eq. 6); the attribute terms are no part of it."""
+        return self.reconstruction - self.kl
+
+
+def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array,
+         known: jax.Array | None = None) -> Terms:
+    """Returns the terms of the bound log p(x|y) >= E_q(z|x,y) log p(x|z) - KL[q(z|x,y) || p(z|y)] (Eq. 6).
+
+    Args:
+      model: a CMMA or one of its kin.
+      params: its parameters.
+      key: one key, or [B] keys, one an example.
+      x: [B, H, W, 3] faces in [0, 1].
+      y: [B, A] attributes.
+      mask: [B, A] bool, the attributes that the networks see.
+      known: [B, A] bool, the attributes on which log q(y|z) is scored; `mask` if not given. Training
+        hides some known attributes from the networks, and q(y|z) learns to tell them.
+    """
+    known = mask if known is None else known
+    posterior_key, prior_key = split_each(key, 2)
+    q, p = model.posterior(params, x, y, mask), model.prior(params, y, mask)
+    z = q.sample(posterior_key)
+    reconstruction = sum_event(model.likelihood(params, z, y, mask).log_prob(x))
+
+    def attribute_term(z: jax.Array, scored: jax.Array) -> jax.Array:
+        if model.attributes is None:
+            return jnp.zeros(len(x))
+        return jnp.where(scored, model.attributes(params, z).log_prob(y), 0).sum(-1)
+
+    kl_latents = kl(q, p) - log_ratio(model, params, z, y, mask, fold_each(prior_key, 1))
+    return Terms(reconstruction, kl_latents, attribute_term(jax.lax.stop_gradient(z), known),
+                 attribute_term(p.sample(prior_key), mask))
+
+
+def summary(terms: Terms) -> dict[str, jax.Array]:
+    """Returns the figures that are recorded, [B] each, in nats."""
+    return {"bound": terms.bound, "reconstruction": terms.reconstruction, "kl": terms.kl,
+            "attributes": terms.attributes, "attributes_prior": terms.attributes_prior}
+
+
+def hide_attributes(key: jax.Array, mask: jax.Array, rate: float) -> jax.Array:
+    """Returns a mask with attributes hidden from a fraction `rate` of the examples.
+
+    Half of those lose every attribute, which trains q(z|x) and p(z); the others keep each attribute with a
+    probability that is itself drawn from U(0, 1), which trains every degree of knowledge between.
+
+    Args:
+      key: one key, or [B] keys.
+      mask: [B, A] bool.
+      rate: in [0, 1]; 0 hides nothing.
+    """
+    which_key, keep_key, each_key = split_each(key, 3)
+    hidden = standard_uniform(which_key, (len(mask), 1)) < rate
+    keep = jnp.maximum(2 * standard_uniform(keep_key, (len(mask), 1)) - 1, 0)
+    return mask & (~hidden | (standard_uniform(each_key, mask.shape) < keep))
+
+
+def importance_weighted_bound(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array,
+                              mask: jax.Array, samples: int) -> jax.Array:
+    """Returns log 1/K sum_k p(x|z_k) p(z_k|y) / q(z_k|x, y), z_k ~ q(z|x, y): [B] nats.
+
+    Its expectation rises with K = `samples` from the variational bound, K = 1, towards log p(x|y) (Burda, Grosse
+    and Salakhutdinov 2016). One sample is in memory at a time. A flow's density is computed exactly, as noise in it
+    would raise the expectation; that takes J times as long. Arguments as for `elbo`.
+    """
+    q, p = model.posterior(params, x, y, mask), model.prior(params, y, mask)
+
+    def add(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
+        z = q.sample(fold_each(key, k))
+        log_weight = (sum_event(model.likelihood(params, z, y, mask).log_prob(x))
+                      + sum_event(p.log_prob(z) + log_ratio(model, params, z, y, mask)) - sum_event(q.log_prob(z)))
+        return jnp.logaddexp(total, log_weight), None
+
+    total, _ = jax.lax.scan(add, jnp.full(len(x), -jnp.inf), jnp.arange(samples))
+    return total - jnp.log(samples)
+
+
+PENALTY_SHIFT = 0.1  # pixel deviations
+
+
+class GanTerms(NamedTuple):
+    """What a CGAN's two players pay, an example each, in nats, and how the discriminator fares.
+
+    Attributes:
+      generator: [B] -log D(G(u, y), y), non-saturating (Goodfellow et al. 2014); no gradient for D.
+      discriminator: [B] -log D(x, y) - log(1 - D(G(u, y), y)); no gradient for G.
+      penalty: [B] ((D(x + e v, y) - D(x, y)) / e)^2 at a random v ~ N(0, I), e small: the squared gradient of D at
+        real faces but for terms in e, in units of `pixel_deviation` (Mescheder, Geiger and Nowozin 2018, without their
+        second derivatives); no gradient for G.
+      accuracy: [B] the share of the two, real and made, that D tells rightly.
+    """
+
+    generator: jax.Array
+    discriminator: jax.Array
+    penalty: jax.Array
+    accuracy: jax.Array
+
+
+def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array,
+                dropout: float, pixel_deviation: float) -> GanTerms:
+    """Returns a CGAN's losses; both players move at once, each by its own loss.
+
+    Args:
+      model: a CGAN.
+      params: its parameters.
+      key: one key, or [B] keys, one an example.
+      x: [B, H, W, 3] real faces in [0, 1].
+      y, mask: [B, A] their attributes, which are also the attributes asked of the generator: draws from the data.
+      dropout: fraction of the pixel values that the discriminator does not see, other ones of each group of faces.
+      pixel_deviation: the data's, by which the discriminator's network divides.
+    """
+    noise_key, real_key, fake_key, shift_key = split_each(key, 4)
+    fixed = jax.lax.stop_gradient(params)
+    noise = model.prior(params, y, mask).sample(noise_key)
+    made = model.likelihood(params, noise, y, mask).mean
+
+    def logit(params: Params, key: jax.Array, x: jax.Array) -> jax.Array:
+        seen = standard_uniform(key, x.shape) >= dropout if dropout else jnp.ones_like(x, bool)
+        seen = jnp.repeat(seen[::GROUP], GROUP, 0)  # else the faces of a group differ by what is hidden of them
+        return model.discriminator(params, x, y, mask, seen)
+
+    real, unreal = logit(params, real_key, x), logit(params, fake_key, jax.lax.stop_gradient(made))
+    shift = PENALTY_SHIFT * pixel_deviation * standard_normal(shift_key, x.shape)
+    penalty = jnp.square((logit(params, real_key, x + shift) - real) / PENALTY_SHIFT)
+    accuracy = 0.5 * ((real > 0).astype(x.dtype) + (unreal < 0))
+    return GanTerms(jax.nn.softplus(-logit(fixed, fake_key, made)), jax.nn.softplus(-real) + jax.nn.softplus(unreal),
+                    penalty, accuracy)
+
+
+def make_loss(model: Model, attribute_dropout: float, attribute_weight: float):
+    """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), what training minimises.
+
+    The loss is -(bound + attribute_weight * attribute terms) / D, D the number of pixel values: of the order
+    of 1, so that gradients can be clipped at a norm that does not depend on the size of the face.
+    """
+
+    def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
+        bound_key, hide_key = split_each(key, 2)
+        seen = hide_attributes(hide_key, mask, attribute_dropout)
+        terms = elbo(model, params, bound_key, x, y, seen, known=mask)
+        gain = terms.bound + attribute_weight * (terms.attributes + terms.attributes_prior)
+        return -gain / x[0].size, summary(terms)
+
+    return loss
+
+
+def make_flow_loss(model: Model, attribute_dropout: float):
+    """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms) of the flow prior alone.
+
+    The other networks get no gradient.
+    """
+
+    def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
+        params = jax.lax.stop_gradient(params) | {"flow": params["flow"]}
+        match_key, hide_key = split_each(key, 2)
+        seen = hide_attributes(hide_key, mask, attribute_dropout)
+        error = matching(model, params, match_key, model.posterior(params, x, y, seen), y, seen)
+        return error, {"matching": error}
+
+    return loss
+
+
+def make_adversarial_loss(model: Model, dropout: float, pixel_deviation: float, penalty_weight: float):
+    """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), whose gradient moves both players."""
+
+    def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
+        terms = adversarial(model, params, key, x, y, mask, dropout, pixel_deviation)
+        return terms.generator + terms.discriminator + penalty_weight / 2 * terms.penalty, terms._asdict()
+
+    return loss

@@ -1,0 +1,4 @@
+"""From a configuration to a finished run: steps, devices, checkpoints, records.
+
+What this room imports: `errors`, `models`, `data`.
+"""

@@ -1,0 +1,112 @@
+"""The variational bound of a whole set of faces, with its standard error."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmma_jax.data.dataset import Faces, pixels
+from cmma_jax.errors import InputError
+from cmma_jax.models.distributions import row_keys
+from cmma_jax.models.model import Model, Params
+from cmma_jax.models.objectives import elbo, importance_weighted_bound, make_flow_loss, summary
+
+ACTIVE_NATS = 0.01  # a latent is active where its posterior says more than this beyond its prior, on average
+
+
+def exact_pixels(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns uint8 faces [B, H, W, 3] as they are, in [0, 1]; the scale of every bound in nats."""
+    del key
+    return pixels(x)
+
+
+def dequantised_pixels(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns (x + u) / 256, u ~ U[0, 1): a density of these bounds the probability of the 8-bit face.
+
+    Theis, van den Oord and Bethge (2016), section 3.1. key: [B] keys.
+    """
+    noise = jax.vmap(lambda k: jax.random.uniform(k, x.shape[1:]))(key)
+    return (x.astype(jnp.float32) + noise) / 256
+
+
+def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100,
+                      as_pixels: Callable[[jax.Array, jax.Array], jax.Array] = exact_pixels) -> dict[str, float]:
+    """Returns the mean bound over faces, one sample of z each, with its parts, in nats a face.
+
+    Keys: bound, bound_stderr (the standard error of the mean over faces), reconstruction, kl, attributes,
+    attributes_prior, active_latents. A face's noise comes from the seed and its row alone, so the figure does
+    not depend on batch_size beyond rounding.
+    """
+    terms, kl_latents = [], np.zeros(())
+    for rows, inside, batch in _batches(faces, batch_size):
+        part, kl = _batch_terms(model, as_pixels, params, batch, rows, seed)
+        terms.append(jax.tree.map(lambda a, inside=inside: np.asarray(a, np.float64)[inside], part))
+        kl_latents = kl_latents + np.asarray(kl, np.float64)[inside].sum(0)
+    every = {name: np.concatenate([part[name] for part in terms]) for name in terms[0]}
+    result = {name: float(values.mean()) for name, values in every.items()}
+    return result | {"bound_stderr": _stderr(every["bound"]),
+                     "active_latents": int((kl_latents / faces.size > ACTIVE_NATS).sum())}
+
+
+def flow_matching(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100) -> float:
+    """Returns the mean matching error of a flow prior over faces, all attributes told; 1 is the Gaussian prior."""
+    values = [np.asarray(_batch_matching(model, params, batch, rows, seed))[inside]
+              for rows, inside, batch in _batches(faces, batch_size)]
+    return float(np.concatenate(values).mean(dtype=np.float64))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _batch_matching(model, params, batch, rows, seed):
+    keys = row_keys(seed, rows)
+    return make_flow_loss(model, 0.0)(params, keys, pixels(batch.x), batch.y, batch.mask)[0]
+
+
+def importance_weighted(model: Model, params: Params, faces: Faces, samples: int, seed: int = 0,
+                        batch_size: int = 100) -> dict[str, float]:
+    """Returns the mean importance-weighted bound over faces, K = `samples` of z each, in nats a face.
+
+    Keys: iwae, iwae_stderr (the standard error of the mean over faces), iwae_samples. Noise as in
+    `variational_bound`.
+
+    Raises:
+      InputError: K is not a number above 0.
+    """
+    if samples < 1:
+        raise InputError(f"--iwae={samples}: the importance-weighted bound needs at least 1 sample")
+    values = np.concatenate([
+        np.asarray(_batch_weighted(model, params, batch, rows, seed, samples), np.float64)[inside]
+        for rows, inside, batch in _batches(faces, batch_size)])
+    return {"iwae": float(values.mean()), "iwae_stderr": _stderr(values), "iwae_samples": samples}
+
+
+def _batches(faces: Faces, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, Faces]]:
+    """Yields ([B] row numbers, [B] whether they are there, faces); the last batch is filled up with its last face."""
+    for start in range(0, faces.size, batch_size):
+        rows = np.arange(start, start + batch_size)
+        yield rows, rows < faces.size, jax.tree.map(lambda a, rows=rows: a[np.minimum(rows, faces.size - 1)], faces)
+
+
+def _stderr(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _batch_weighted(model, params, batch, rows, seed, samples):
+    keys = row_keys(seed, rows)
+    return importance_weighted_bound(model, params, keys, pixels(batch.x), batch.y, batch.mask, samples)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _batch_terms(model, as_pixels, params, batch, rows, seed):
+    keys = row_keys(seed, rows)
+    pixel_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    terms = elbo(model, params, noise_keys, as_pixels(pixel_keys, batch.x), batch.y, batch.mask)
+    return summary(terms), terms.kl_latents
+
+
+def bits_per_dimension(bound: float, dimensions: int) -> float:
+    """Returns bits a pixel value for a bound, in nats, on the density of dequantised faces in [0, 1]."""
+    return 8 - bound / (dimensions * math.log(2))

@@ -1,0 +1,224 @@
+"""The configuration of a run: one frozen value, its presets, and its JSON."""
+
+import dataclasses
+import json
+import re
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from cmma_jax.errors import InputError, did_you_mean
+from cmma_jax.models.architecture import Architecture, ModelName
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Architecture):
+    """A run's settings. Every field, the architecture's among them, is a flag of train.py and a key of config.json."""
+
+    preset: Literal["default", "best", "paper", "gauthier"] = "default"
+    """Where the other settings start: default (trains better), best (default with a flow prior), paper (as published),
+    gauthier (a CGAN as in Gauthier 2015). Flags override it."""
+    dataset: str = "synthetic"
+    """synthetic (embedded), lfw, folder (images and attributes.csv), or tfds/NAME, e.g. tfds/celeb_a."""
+    data_dir: str = "data"
+    """Folder of the data set's files; synthetic needs none."""
+    attributes: Literal["binary", "real"] = "binary"
+    """For lfw: binary labels (LFWA+), or real-valued scores (Kumar et al.), standardised."""
+    image_size: int = 64
+    """Height and width of the faces, a multiple of 16; synthetic and lfw have 64."""
+    data_on_device: Literal["auto", "true", "false"] = "auto"
+    """true: the training faces are put on every device; false: their batches are streamed, by threads, from the host's
+    memory, or, of folder and tfds, from memory maps on disk; auto: on the device if they take at most a quarter of its
+    memory. The parameters are the same to the last bit."""
+    cache: str = ""
+    """Where folder and tfds keep the memory maps, 12,288 bytes a face of 64x64; empty: .cmma_jax in data_dir."""
+    run_dir: str = ""
+    """Where checkpoints and records go; empty: runs/<model>-<dataset>."""
+
+    epochs: int = 12
+    """Passes over the training faces; a finished run goes on when this grows."""
+    batch_size: int = 100
+    """Faces a step, over all devices together."""
+    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    """adagrad is the paper's, with an accumulator that starts at 0; sgd has momentum."""
+    learning_rate: float = 1e-3
+    """The highest; a linear warm-up leads to it."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """After the warm-up: constant, or a cosine down to 0 at the last step."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    clip_norm: float = 1.0
+    """Gradients are clipped at this global norm (of the loss in nats a pixel value); 0: not at all."""
+    weight_decay: float = 0.0
+    """adam: the share of the learning rate by which weights shrink in a step; not those of the linear paths."""
+    average: float = 0.0
+    """Decay, a step, of the moving average of the parameters that is evaluated and kept; 0: the last ones are."""
+    momentum: float = 0.5
+    """sgd: momentum at the start."""
+    final_momentum: float = 0.7
+    """sgd: momentum from epoch 250 on; it rises evenly until then."""
+
+    start_from: str = ""
+    """--prior=flow: the folder of that run; empty: runs/<model>-<dataset>. A second seed's is that with -seed<S>."""
+    linear_rate: float = 0.02
+    """Factor on the updates of those matrices, whose many weights each should move little."""
+    mirror: bool = True
+    """Train on mirrored faces as well, half of the time."""
+    attribute_dropout: float = 0.25
+    """Fraction of training faces that lose some or all attributes; 0 is the strict paper model."""
+    attribute_weight: float = 1.0
+    """Weight of the joint term log q(y|z), which is in no reported bound."""
+
+    discriminator_rate: float = 1.0
+    """cgan: factor on the discriminator's learning rate."""
+    discriminator_dropout: float = 0.0
+    """cgan: fraction of the pixel values that the discriminator does not see."""
+    gradient_penalty: float = 1.0
+    """cgan: weight of the squared gradient of the discriminator at real faces."""
+
+    seed: int = 0
+    """Of the parameters, the order of the faces, and the noise."""
+    seeds: str = ""
+    """Several seeds, as 0,1,2: a run each, one after another; the first in run_dir, the others in run_dir-seed<S>."""
+    devices: int = 0
+    """Devices to train on; 0: all that JAX sees."""
+    parallel: Literal["pmap", "mesh"] = "pmap"
+    """How several devices share a step: pmap, or jit over a mesh; the results are equal."""
+    coordinator: str = ""
+    """Several processes: address:port of the first."""
+    num_processes: int = 1
+    """Processes that train together; 0: JAX finds the cluster itself (Slurm, Open MPI, GKE, TPU pods)."""
+    process_id: int = 0
+    """Several processes: the number of this one."""
+    resume: bool = True
+    """Go on where the run in run_dir stopped; --no-resume refuses to touch a run that is there."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    grid_every: int = 5
+    """Epochs between pictures of originals, reconstructions and samples."""
+
+    def __post_init__(self) -> None:
+        positive = ("image_size", "epochs", "batch_size", "learning_rate", "latent_size", "width", "prior_hidden",
+                    "weight_variance", "checkpoint_every", "grid_every")
+        for name in positive:
+            _check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        for name in ("warmup_steps", "attribute_weight", "seed", "devices", "process_id", "num_processes",
+                     "linear_rate", "clip_norm", "discriminator_rate", "gradient_penalty", "weight_decay", "blocks"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
+        for name in ("momentum", "final_momentum", "discriminator_dropout", "average"):
+            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        _check(bool(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds)), "seeds", self.seeds,
+               "whole numbers with commas between")
+        if self.model == "cgan":
+            _check(self.precision == "float32", "precision", self.precision, "float32: a CGAN's networks have no other")
+        if self.optimizer != "adam":
+            _check(self.weight_decay == 0, "weight_decay", self.weight_decay,
+                   f"0: it is adam's, not {self.optimizer}'s")
+        if self.prior == "flow":
+            _check(self.model != "cgan", "prior", self.prior, "gaussian; a CGAN's noise stays as it is")
+            _check(self.linear_path, "linear_path", self.linear_path, "it: it makes a picture of z for the flow")
+        _check(self.process_id < max(1, self.num_processes), "process_id", self.process_id,
+               f"below num_processes, {self.num_processes}")
+
+    def run_path(self) -> str:
+        """Returns run_dir, or where the run lies if it was not given."""
+        return self.run_dir or self.start_path() + ("-flow" if self.prior == "flow" else "")
+
+    def start_path(self) -> str:
+        """Returns start_from, or where the run with a Gaussian prior lies if it was not given."""
+        return self.start_from or f"runs/{self.model}-{self.dataset.replace('/', '-')}"
+
+    def to_json(self) -> str:
+        """Returns the settings as JSON text; `from_json` is its exact inverse."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Reads settings back.
+
+        Raises:
+          InputError: the text is no JSON object, or has an unknown setting or a value that is none.
+        """
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"config.json is not JSON ({error}); restore it or start a new --run_dir") from error
+        if not isinstance(fields, dict):
+            raise InputError("config.json holds no JSON object; restore it or start a new --run_dir")
+        kinds = get_type_hints(cls)
+        for name, value in fields.items():
+            if name not in kinds:
+                raise InputError(f"config.json has an unknown setting {name!r}{did_you_mean(name, list(kinds))}")
+            if not _is_a(kinds[name], value):
+                raise InputError(f"config.json has {name}={json.dumps(value):.80}, which is no value of it; restore it "
+                                 "or start a new --run_dir")
+        return cls(**fields)
+
+
+# Settings that say where and how a run is carried out, and not what it computes: they may change on a resume.
+MAY_CHANGE = ("data_dir", "data_on_device", "cache", "run_dir", "start_from", "epochs", "seeds", "devices", "parallel",
+              "coordinator", "num_processes", "process_id", "resume", "checkpoint_every", "grid_every")
+
+
+def default(model: ModelName, dataset: str) -> Config:
+    """The best that trains in minutes: Adam, a falling learning rate, linear paths beside the networks.
+
+    python train.py --model=cmma
+      validation bound 23,504 nats (embedded faces); 2 shared CPU cores, 5 minutes.
+    python train.py --model=cmma --dataset=lfw --data_dir=DIR
+      validation bound 28,200 nats, in epoch 9 of 10; --model=cvae: 28,304, --model=vae: 28,246; 2 shared CPU cores,
+      5 to 10 minutes each.
+    """
+    if model == "cgan":
+        return dataclasses.replace(paper(model, dataset), preset="default")
+    return Config(model=model, dataset=dataset, epochs=12 if dataset == "synthetic" else 10)
+
+
+def best(model: ModelName, dataset: str) -> Config:
+    """The default preset's networks with a flow prior, which is trained once they are.
+
+    python train.py --model=cmma --dataset=lfw --data_dir=DIR
+    python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=best
+      validation bound 28,307 nats; 2 shared CPU cores, 43 minutes after the first command's.
+    """
+    return dataclasses.replace(default(model, dataset), preset="best", prior="flow", epochs=35)
+
+
+def paper(model: ModelName, dataset: str) -> Config:
+    """The paper as it is to be read: Adagrad, f of 800 softplus units, 500 latents, convolutions alone.
+
+    python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=paper --mirror --schedule=cosine --epochs=20
+      validation bound 14,801 nats; 2 shared CPU cores, 19 minutes.
+    python train.py --model=cgan --dataset=lfw --data_dir=DIR --preset=paper --mirror --epochs=10
+      diversity 0.83; learning rates and initial variance by `benchmarks.search_cgan`; 2 shared CPU cores, 25 minutes.
+    """
+    start = Config(model=model, preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
+                   schedule="constant", warmup_steps=200, linear_path=False, mirror=False, attribute_dropout=0.0)
+    if model == "cgan":
+        return dataclasses.replace(start, learning_rate=0.01, weight_variance=0.25, clip_norm=0)
+    return start
+
+
+def gauthier(model: ModelName, dataset: str) -> Config:
+    """A CGAN with the settings of Gauthier (2015), which were found for faces of 32x32."""
+    if model != "cgan":
+        raise InputError(f"--preset=gauthier is a CGAN's; give --model=cgan, or another preset for --model={model}")
+    return Config(model=model, preset="gauthier", dataset=dataset, epochs=500, batch_size=128, optimizer="sgd",
+                  learning_rate=0.004, schedule="constant", warmup_steps=0, clip_norm=0, momentum=0.5,
+                  final_momentum=0.7, latent_size=100, linear_path=False, mirror=False, attribute_dropout=0.0,
+                  discriminator_dropout=0.5)
+
+
+PRESETS = {"default": default, "best": best, "paper": paper, "gauthier": gauthier}
+
+
+def _is_a(kind: Any, value: object) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _check(good: bool, name: str, value: object, expected: str) -> None:
+    if not good:  # a NaN compares false, and so ends here too
+        raise InputError(f"--{name}={value} is out of range; give {expected}")

@@ -1,0 +1,166 @@
+"""Finished runs: where they are, and their best checkpoint as a model with its parameters."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax
+
+from cmma_jax.data import load_dataset
+from cmma_jax.data.dataset import Dataset
+from cmma_jax.errors import InputError
+from cmma_jax.models.model import Model, Params, make_model
+from cmma_jax.models.spec import Spec
+from cmma_jax.training import parallel
+from cmma_jax.training.checkpoint import open_checkpoints
+from cmma_jax.training.compact import read_compact, shipped, write_compact
+from cmma_jax.training.config import Config
+from cmma_jax.training.records import read_metrics
+
+
+class Run(NamedTuple):
+    """A run's best checkpoint.
+
+    Attributes:
+      path: the run's folder, or the file of a compact model.
+      config, spec: its settings and the description of its data.
+      step: of the checkpoint, the best by score.
+      epoch: the run's last whole one.
+      model, params: what it trained; the parameters on the device.
+    """
+
+    path: pathlib.Path
+    config: Config
+    spec: Spec
+    step: int
+    epoch: int
+    model: Model
+    params: Params
+
+    @property
+    def system(self) -> str:
+        """The name under which it stands in tables: runs that differ in the seed alone share it."""
+        preset = self.config.preset
+        return self.config.model if preset == "default" else f"{self.config.model} ({preset})"
+
+
+def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
+    """Returns the best checkpoint of a run.
+
+    Args:
+      path: the run's folder, a compact file, or the name of a model that comes with the package.
+      unfinished: whether a run whose training has not come to its end will do.
+
+    Raises:
+      InputError: there is no run, it is damaged, or it is not finished and `unfinished` is false.
+    """
+    path = pathlib.Path(path)
+    if not (path / "checkpoints").is_dir():
+        file = path if path.is_file() else shipped().get(str(path))
+        if file is None:
+            raise InputError(f"no run in {path}, nor does a model of that name come with the package (it has: "
+                             f"{', '.join(shipped()) or 'none'}); train one: python -m cmma_jax train --run_dir={path}")
+        return Run(file, *read_compact(file))
+    with open_checkpoints(path / "checkpoints") as checkpoints:
+        if not checkpoints.steps():
+            raise InputError(f"the run in {path} has no checkpoint yet; its training must pass its first epoch")
+        last, _, _ = checkpoints.facts()
+        epoch = max((int(record["epoch"]) for record in read_metrics(path)), default=0)
+        if epoch < last.epochs and not unfinished:
+            raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.epochs}; the command that began "
+                             "it goes on with it, or give --unfinished to take it as it is")
+        step = checkpoints.best_step()
+        assert step is not None  # there is a checkpoint, and so a best one
+        config, spec, _ = checkpoints.facts(step)
+        model = make_model(config, spec)
+        params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step)
+    params = jax.device_put(params)  # once: a compiled function would copy the host's arrays at every call
+    return Run(path, config, spec, step, epoch, model, params)
+
+
+def save_compact(run: Run, path: pathlib.Path | str) -> None:
+    """Writes a run as one file in half precision, which `load_run` takes in place of its folder.
+
+    Raises:
+      InputError: a parameter is beyond the range of float16, or the file cannot be written.
+    """
+    write_compact(pathlib.Path(path), run.config, run.spec, run.step, run.epoch, run.params)
+
+
+def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
+              unfinished: bool = False) -> list[pathlib.Path]:
+    """Returns the newest finished run of each model and preset, with its other seeds, in the order of their names.
+
+    Args:
+      folder: where runs lie, one level deep.
+      model: only this one; empty: all.
+      dataset: only runs on it; empty: the data set of the newest run.
+      unfinished: whether runs whose training has not come to its end count.
+
+    Raises:
+      InputError: there is none.
+    """
+    found = []
+    for path in pathlib.Path(folder).glob("*/config.json"):
+        try:
+            config = Config.from_json(path.read_text())
+        except (InputError, TypeError):
+            continue  # of another program, or of a newer version of this one
+        records = read_metrics(path.parent)
+        if records and (unfinished or records[-1]["epoch"] >= config.epochs):
+            found.append(((path.parent / "metrics.jsonl").stat().st_mtime, path.parent, config))
+    found.sort(key=lambda entry: entry[0], reverse=True)
+    found = [entry for entry in found if not model or entry[2].model == model]
+    if found and not dataset:
+        dataset = found[0][2].dataset
+    newest: dict[tuple[str, str], tuple[dict, dict[int, pathlib.Path]]] = {}
+    for _, path, config in found:
+        if config.dataset != dataset:
+            continue
+        group = newest.setdefault((config.model, config.preset), (_but_seed(config), {}))
+        if group[0] == _but_seed(config):
+            group[1].setdefault(config.seed, path)
+    if not newest:
+        what = f"{model or 'model'} on {dataset}" if dataset else (model or "model")
+        raise InputError(f"no finished run of a {what} in {folder}; train one: python -m cmma_jax train"
+                         + (f" --model={model}" if model else "") + (f" --dataset={dataset}" if dataset else "")
+                         + ", or give --runs_dir or --run")
+    order = ("cmma", "cvae", "vae", "cgan")
+    keys = sorted(newest, key=lambda key: (order.index(key[0]), key[1]))
+    return [path for key in keys for _, path in sorted(newest[key][1].items())]
+
+
+def _but_seed(config: Config) -> dict:
+    fields = json.loads(config.to_json())
+    for name in ("seed", "seeds", "run_dir", "start_from", "data_dir", "data_on_device", "cache", "devices", "resume"):
+        del fields[name]
+    return fields
+
+
+def load_data(run: Run, data_dir: str = "") -> Dataset:
+    """Returns the data that a run was trained on, from data_dir, or where the run found it.
+
+    Raises:
+      InputError: it is not there, or other data is.
+    """
+    config = run.config
+    data = load_dataset(config.dataset, data_dir or config.data_dir, kind=config.attributes,
+                        image_size=config.image_size, memory=parallel.room_for_faces(config.data_on_device),
+                        cache=config.cache)
+    check_data(run, data)
+    return data
+
+
+def check_data(run: Run, data: Dataset) -> None:
+    """Raises InputError if a run was trained on other data, or on other attributes of it."""
+    mine, theirs = run.spec.to_json(), data.spec.to_json()
+    if mine == theirs:
+        return
+    where = f"the run in {run.path} was trained on other data"
+    if mine["dataset"] != theirs["dataset"]:
+        raise InputError(f"{where}: {mine['dataset']}, not {theirs['dataset']}; give --dataset={mine['dataset']}")
+    if mine["attributes"] != theirs["attributes"]:
+        other = sorted(set(mine["attributes"]) ^ set(theirs["attributes"]))[:3]
+        raise InputError(f"{where}: its attributes differ from those of this {theirs['dataset']}, for instance "
+                         f"{', '.join(other) or 'in their order'}; give the run's own --data_dir")
+    raise InputError(f"{where}: its faces are not those found here; give the run's own --data_dir")

@@ -1,0 +1,283 @@
+"""The bound against models whose likelihood is known exactly, and what each of its terms may touch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from cmma_jax.data.dataset import pixels
+from cmma_jax.models.distributions import Bernoulli, Gaussian
+from cmma_jax.models.model import Model, cgan
+from cmma_jax.models.networks import GROUP
+from cmma_jax.models.objectives import (
+    adversarial,
+    elbo,
+    hide_attributes,
+    importance_weighted_bound,
+    make_adversarial_loss,
+    make_loss,
+    summary,
+)
+
+A = np.asarray([[0.7, -0.4], [0.2, 0.9], [-0.5, 0.3]], np.float32)  # attributes to z
+W = np.asarray([[1.0, 0.5, 0.0, -0.5, 0.2, 0.0], [-0.5, 1.0, 0.4, 0.0, 0.0, 0.3]], np.float32)
+W[1] -= W[0] * (W[0] @ W[1]) / (W[0] @ W[0])  # orthogonal rows: the exact posterior is then diagonal
+PRIOR_VARIANCE, NOISE = np.asarray([0.8, 1.5], np.float32), 0.3
+
+
+def grad(function, argnums=0):
+    """The gradient, compiled: on a CPU one program is sooner made than each of its operations."""
+    return jax.jit(jax.grad(function, argnums))
+
+
+def linear_cmma() -> Model:
+    """z|y ~ N(yA, diag), x|z ~ N(zW, noise); params shift and scale the exact posterior."""
+
+    def prior(params, y, mask):
+        mean = y @ A
+        return Gaussian(mean, jnp.broadcast_to(jnp.log(PRIOR_VARIANCE)[None], mean.shape))
+
+    def posterior(params, x, y, mask):
+        precision = 1 / PRIOR_VARIANCE + (W**2).sum(1) / NOISE
+        mean = (y @ A / PRIOR_VARIANCE[None] + x.reshape(len(x), -1) @ W.T / NOISE) / precision[None]
+        logvar = jnp.broadcast_to(-jnp.log(precision)[None], mean.shape)
+        return Gaussian(mean + params["shift"], logvar + params["log_scale"])
+
+    def likelihood(params, z, y, mask):
+        mean = (z @ W).reshape(-1, 1, 2, 3)
+        return Gaussian(mean, jnp.full_like(mean, np.log(NOISE)))
+
+    def attributes(params, z):
+        return Bernoulli(z @ A.T)
+
+    return Model(lambda key: None, prior, likelihood, posterior, attributes)
+
+
+def exact_log_likelihood(x, y):
+    covariance = np.float64(W).T @ np.diag(PRIOR_VARIANCE) @ W + NOISE * np.eye(6)
+    means = np.float64(y) @ A @ W
+    return np.array([scipy.stats.multivariate_normal.logpdf(row.ravel(), mean, covariance)
+                     for row, mean in zip(np.float64(x), means, strict=True)])
+
+
+def linear_data(n=8):
+    rng = np.random.default_rng(0)
+    return (jnp.asarray(rng.normal(0, 1.2, (n, 1, 2, 3)), jnp.float32),
+            jnp.asarray(rng.random((n, 3)) < 0.5, jnp.float32), jnp.ones((n, 3), bool))
+
+
+def many_bounds(shift, log_scale, draws=4000):
+    x, y, mask = linear_data()
+    params = {"shift": jnp.float32(shift), "log_scale": jnp.float32(log_scale)}
+    model = linear_cmma()
+    return jax.vmap(lambda key: elbo(model, params, key, x, y, mask).bound)(
+        jax.random.split(jax.random.key(0), draws)), exact_log_likelihood(x, y)
+
+
+def test_bound_touches_the_exact_likelihood_at_the_exact_posterior():
+    bounds, exact = many_bounds(0.0, 0.0)
+    standard_errors = np.abs(bounds.mean(0) - exact) / (bounds.std(0) / np.sqrt(len(bounds)))
+    assert standard_errors.max() < 4
+    assert bounds.std(0).max() > 0.1  # the test has something to tell apart
+
+
+@pytest.mark.parametrize("shift, log_scale", [(0.3, 0.0), (0.0, 1.0), (0.0, -1.0), (-0.2, 0.5)])
+def test_bound_never_exceeds_the_exact_likelihood(shift, log_scale):
+    bounds, exact = many_bounds(shift, log_scale)
+    gap = exact - bounds.mean(0)
+    assert (gap > 4 * bounds.std(0) / np.sqrt(len(bounds))).all()
+
+
+def test_bound_of_a_wrong_posterior_is_lower_by_its_kl_to_the_exact_one():
+    shift, log_scale = 0.3, 0.5
+    bounds, exact = many_bounds(shift, log_scale)
+    precision = np.float64(1 / PRIOR_VARIANCE + (W**2).sum(1) / NOISE)
+    divergence = 0.5 * np.sum(np.exp(log_scale) + shift**2 * precision - 1 - log_scale)
+    standard_error = bounds.std(0) / np.sqrt(len(bounds))
+    assert (np.abs(exact - bounds.mean(0) - divergence) < 4 * standard_error).all()
+
+
+def example(small, n=6):
+    faces = small.data.train
+    return pixels(jnp.asarray(faces.x[:n])), jnp.asarray(faces.y[:n]), jnp.asarray(faces.mask[:n])
+
+
+def gradient_sizes(small, term):
+    x, y, mask = example(small)
+    gradients = grad(lambda p: getattr(elbo(small.model, p, jax.random.key(0), x, y, mask), term).sum())(
+        small.params)
+    return {name: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(part))
+            for name, part in gradients.items()}
+
+
+def test_each_term_trains_what_it_should(small):
+    assert {name for name, size in gradient_sizes(small, "bound").items() if size} == {"f", "h", "g"}
+    assert {name for name, size in gradient_sizes(small, "reconstruction").items() if size} == {"h", "g"}
+    assert {name for name, size in gradient_sizes(small, "kl").items() if size} == {"f", "h"}
+    assert {name for name, size in gradient_sizes(small, "attributes").items() if size} == {"h2"}
+    assert {name for name, size in gradient_sizes(small, "attributes_prior").items() if size} == {"f", "h2"}
+
+
+def test_attribute_terms_score_known_attributes_alone(small):
+    x, y, _ = example(small)
+    none, every = jnp.zeros((6, 5), bool), jnp.ones((6, 5), bool)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(elbo(small.model, small.params, key, x, y, none).attributes, 0)
+    hidden = elbo(small.model, small.params, key, x, y, none, known=every)
+    assert (hidden.attributes < 0).all()
+    np.testing.assert_array_equal(hidden.attributes_prior, 0)  # the prior knows what the networks see, no more
+    one = elbo(small.model, small.params, key, x, y, none, known=every.at[:, 0].set(False))
+    assert (one.attributes > hidden.attributes).all()
+
+
+def test_examples_do_not_touch_each_other(small):
+    x, y, mask = example(small)
+    keys = jax.random.split(jax.random.key(0), 6)
+    whole = elbo(small.model, small.params, keys, x, y, mask)
+    part = elbo(small.model, small.params, keys[2:4], x[2:4], y[2:4], mask[2:4])
+    for name, values in summary(whole).items():
+        assert values.shape == (6,)
+        np.testing.assert_allclose(summary(part)[name], values[2:4], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(whole.kl, whole.kl_latents.sum(1))
+
+
+def test_loss_is_minus_the_bound_and_the_weighted_attribute_terms_per_pixel(small):
+    x, y, mask = example(small)
+    loss, terms = make_loss(small.model, 0.0, 2.5)(small.params, jax.random.key(0), x, y, mask)
+    gain = terms["bound"] + 2.5 * (terms["attributes"] + terms["attributes_prior"])
+    np.testing.assert_allclose(loss, -gain / (16 * 16 * 3), rtol=1e-6)
+
+
+def test_hidden_attributes_follow_the_rate():
+    mask = jnp.ones((40_000, 9), bool).at[:, 0].set(False)
+    seen = np.asarray(hide_attributes(jax.random.key(0), mask, 0.3))
+    assert not seen[:, 0].any()  # what is unknown stays unknown
+    untouched, empty = seen[:, 1:].all(1).mean(), (~seen[:, 1:]).all(1).mean()
+    # Hidden from 0.3: half of those lose all; of the others a keep probability u ~ U(0, 1) keeps all 8 with
+    # probability 1/9, and none with 1/9.
+    for share, expected in ((untouched, 0.7 + 0.15 / 9), (empty, 0.15 + 0.15 / 9)):
+        assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / len(seen))
+    np.testing.assert_array_equal(hide_attributes(jax.random.key(0), mask, 0.0), mask)
+
+
+def weighted_bounds(samples, shift=0.4, log_scale=0.5, draws=3000):
+    x, y, mask = linear_data()
+    params = {"shift": jnp.float32(shift), "log_scale": jnp.float32(log_scale)}
+    return np.asarray(jax.jit(jax.vmap(lambda key: importance_weighted_bound(
+        linear_cmma(), params, key, x, y, mask, samples)))(jax.random.split(jax.random.key(3), draws)))
+
+
+def test_importance_weighted_bound_rises_with_k_to_the_exact_likelihood():
+    """A posterior that is off by a shift and a scale: K = 1 is the variational bound, K = 1,000 all but exact."""
+    variational, exact = many_bounds(0.4, 0.5)
+    estimates = [weighted_bounds(k) for k in (1, 5, 50)] + [weighted_bounds(1000, draws=100)]
+    means = [estimate.mean(0) for estimate in estimates]
+    errors = [estimate.std(0, ddof=1) / np.sqrt(len(estimate)) for estimate in estimates]
+    both = np.hypot(errors[0], variational.std(0, ddof=1) / np.sqrt(len(variational)))
+    assert (np.abs(means[0] - variational.mean(0)) < 4 * both).all()
+    for k in range(3):
+        assert (means[k + 1] > means[k] - 4 * np.hypot(errors[k], errors[k + 1])).all()
+        assert (means[k] < exact + 4 * errors[k]).all()
+    assert means[1].sum() > means[0].sum() + 1 and means[2].sum() > means[1].sum() + 0.1
+    np.testing.assert_allclose(means[3], exact, atol=0.02)
+
+
+def test_every_importance_weight_is_the_likelihood_where_the_posterior_is_exact():
+    x, y, _ = linear_data()
+    weights = weighted_bounds(3, shift=0.0, log_scale=0.0, draws=20)
+    np.testing.assert_allclose(weights, np.broadcast_to(exact_log_likelihood(x, y), weights.shape), atol=1e-4)
+
+
+def test_importance_weighted_noise_belongs_to_the_example(small):
+    x, y, mask = example(small)
+    keys = jax.random.split(jax.random.key(0), 6)
+    whole = importance_weighted_bound(small.model, small.params, keys, x, y, mask, 3)
+    part = importance_weighted_bound(small.model, small.params, keys[2:4], x[2:4], y[2:4], mask[2:4], 3)
+    np.testing.assert_allclose(part, whole[2:4], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def gan(small):
+    model = cgan(small.config, small.data.spec)
+    return model, jax.jit(model.init)(jax.random.key(0))
+
+
+def size(tree):
+    return sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
+
+
+def groups(small):
+    return jax.tree.map(lambda each: each[jnp.arange(2 * GROUP) % len(each)], example(small))
+
+
+@pytest.mark.parametrize("loss, trains, leaves", [("generator", "g", "discriminator"),
+                                                  ("discriminator", "discriminator", "g"),
+                                                  ("penalty", "discriminator", "g")])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_each_player_is_trained_by_its_own_loss_alone(small, gan, loss, trains, leaves, dropout):
+    model, params = gan
+    x, y, mask = groups(small)
+    gradient = grad(lambda p: getattr(adversarial(model, p, jax.random.key(0), x, y, mask, dropout, 0.25),
+                                          loss).sum())(params)
+    assert size(gradient[leaves]) == 0 and size(gradient[trains]) > 0
+
+
+def test_adversarial_losses_are_the_log_probabilities_of_goodfellow(small, gan):
+    """By probabilities in float64, from the discriminator's own words on real and on generated faces."""
+    model, params = gan
+    x, y, mask = groups(small)
+    keys = jax.random.split(jax.random.key(5), 2 * GROUP)
+    terms = adversarial(model, params, keys, x, y, mask, 0.0, 0.25)
+    noise_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 4)[0]
+    made = model.likelihood(params, model.prior(params, y, mask).sample(noise_keys), y, mask).mean
+    seen = jnp.ones_like(x, bool)
+    real, fake = (1 / (1 + np.exp(-np.float64(model.discriminator(params, faces, y, mask, seen))))
+                  for faces in (x, made))
+    np.testing.assert_allclose(terms.generator, -np.log(fake), rtol=1e-5)
+    np.testing.assert_allclose(terms.discriminator, -np.log(real) - np.log(1 - fake), rtol=1e-5)
+    np.testing.assert_allclose(terms.accuracy, ((real > 0.5) * 1.0 + (fake < 0.5)) / 2)
+
+
+def test_dropout_hides_its_share_of_the_pixels(small, gan):
+    model, params = gan
+    x, y, mask = groups(small)
+    shares = []
+
+    def discriminator(params, x, y, mask, seen):
+        shares.append(float(seen.mean()))
+        in_groups = np.asarray(seen).reshape(-1, GROUP, *seen.shape[1:])
+        assert (in_groups == in_groups[:, :1]).all() and (in_groups[0] != in_groups[1]).any()
+        return jnp.zeros(len(x))
+
+    adversarial(model._replace(discriminator=discriminator), params, jax.random.key(0), x, y, mask, 0.3, 0.25)
+    assert len(shares) == 4 and np.abs(np.asarray(shares) - 0.7).max() < 4 * np.sqrt(0.21 * GROUP / x.size)
+
+
+def test_the_penalty_is_the_squared_gradient_at_real_faces(small, gan):
+    """A linear discriminator's, w.x: its gradient is w, in units of the pixels' deviation 0.25."""
+    model, params = gan
+    x, y, mask = groups(small)
+    w = jax.random.normal(jax.random.key(1), x.shape[1:])
+    linear = model._replace(discriminator=lambda params, x, y, mask, seen: (x * w[None]).sum((1, 2, 3)))
+    draws = np.concatenate([adversarial(linear, params, jax.random.key(i), x, y, mask, 0.0, 0.25).penalty
+                            for i in range(200)])
+    expected = 0.25**2 * float(jnp.square(w).sum())
+    assert abs(draws.mean() - expected) < 4 * draws.std() / np.sqrt(len(draws))
+    assert draws.std() / np.sqrt(len(draws)) < 0.1 * expected
+
+
+def test_faces_touch_each_other_within_their_group_alone(small, gan):
+    model, params = gan
+    x, y, mask = groups(small)
+    keys = jax.random.split(jax.random.key(0), 2 * GROUP)
+    loss = make_adversarial_loss(model, 0.5, 0.25, 3.0)
+    whole, terms = loss(params, keys, x, y, mask)
+    np.testing.assert_allclose(loss(params, keys[GROUP:], x[GROUP:], y[GROUP:], mask[GROUP:])[0], whole[GROUP:],
+                               rtol=1e-4)
+    np.testing.assert_allclose(whole, terms["generator"] + terms["discriminator"] + 1.5 * terms["penalty"], rtol=1e-6)
+    assert set(terms) == {"generator", "discriminator", "penalty", "accuracy"}
+    seen = jnp.ones_like(x, bool)
+    other = model.discriminator(params, x.at[1].set(1 - x[1]), y, mask, seen)
+    moved = other != model.discriminator(params, x, y, mask, seen)
+    np.testing.assert_array_equal(moved, jnp.arange(2 * GROUP) < GROUP)

@@ -1,0 +1,218 @@
+"""Steps: against a hand-written optimiser, on several devices, and stopped and started again."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cmma_jax.data.dataset import Faces, mirror_some
+from cmma_jax.errors import InputError
+from cmma_jax.models.objectives import make_loss
+from cmma_jax.training import parallel
+from cmma_jax.training.config import Config
+from cmma_jax.training.step import TrainState, fit, make_optimizer, make_run, make_step
+
+
+def settings(**more):
+    """One epoch of Adagrad at a constant rate, unclipped, unless said otherwise."""
+    return Config(**{"epochs": 1, "optimizer": "adagrad", "schedule": "constant", "warmup_steps": 0, "clip_norm": 0.0,
+                     "linear_rate": 1.0, **more})
+
+
+def start(small, optimizer):
+    params = jax.tree.map(jnp.array, small.params)
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def train(small, devices=1, how="pmap", epochs=4, state=None, loss=None, calls=3, faces=None, stop=24):
+    """24 steps of training, or to `stop`, all but the first 4 at the full rate; given faces, they are streamed."""
+    optimizer, _ = make_optimizer(settings(learning_rate=0.05, linear_rate=0.1, warmup_steps=4, clip_norm=1.0), 24)
+    state = start(small, optimizer) if state is None else state
+    placement = parallel.place(devices, how, small.config.batch_size)
+    loss = loss or make_loss(small.model, 0.3, 1.0)
+    run = make_run(make_step(loss, optimizer, 5, small.config.batch_size, True, placement), placement)
+    every = []
+    steps = fit(run, state, faces or small.data.train, placement, 5, small.config.batch_size, epochs, calls,
+                on_device=faces is None)
+    with contextlib.closing(steps):
+        for now, means in steps:
+            last = jax.tree.map(np.array, placement.get(now))
+            every.append(means)
+            if last.step >= stop:
+                break
+    return last, {name: np.concatenate([means[name] for means in every]) for name in every[0]}
+
+
+@pytest.fixture(scope="module")
+def one_device(small):
+    return train(small)
+
+
+def assert_close(a, b, tolerance=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance), a, b)
+
+
+def test_training_raises_the_bound(one_device):
+    _, means = one_device
+    assert means["bound"][-6:].mean() > means["bound"][:6].mean() + 20
+    assert len(means["loss"]) == 24
+
+
+@pytest.mark.parametrize("how", ["pmap", "mesh"])
+@pytest.mark.parametrize("devices", [2, 4])
+def test_several_devices_train_the_same_model_as_one(small, one_device, how, devices):
+    state, means = train(small, devices, how)
+    assert_close(state.params, one_device[0].params, 2e-6)
+    np.testing.assert_allclose(means["bound"], one_device[1]["bound"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def maps(small, tmp_path_factory):
+    """The training faces as memory maps."""
+    folder = tmp_path_factory.mktemp("maps")
+    for name, a in small.data.train._asdict().items():
+        np.save(folder / f"{name}.npy", a)
+    return Faces(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Faces._fields))
+
+
+def test_streamed_faces_train_the_same_model_bit_for_bit(small, one_device, maps):
+    state, means = train(small, faces=maps)
+    assert_close(state, one_device[0], 0)
+    jax.tree.map(np.testing.assert_array_equal, means, one_device[1])
+
+
+@pytest.mark.parametrize("devices, how", [(2, "pmap"), (4, "mesh")])
+def test_faces_streamed_to_several_devices_train_the_same_model(small, one_device, maps, devices, how):
+    state, means = train(small, devices, how, faces=maps)
+    assert_close(state.params, one_device[0].params, 2e-6)
+    np.testing.assert_allclose(means["bound"], one_device[1]["bound"], rtol=1e-5)
+
+
+def test_streaming_goes_on_from_any_step_bit_for_bit(small, one_device, maps):
+    """Step 9 is in the middle of an epoch of 6, and the steps after it are streamed, or those before it."""
+    for before, after in ((None, maps), (maps, None), (maps, maps)):
+        part, first = train(small, faces=before, stop=9)
+        assert int(part.step) == 9
+        whole, second = train(small, faces=after, state=part)
+        assert_close(whole, one_device[0], 0)
+        np.testing.assert_array_equal(np.concatenate([first["loss"], second["loss"]]), one_device[1]["loss"])
+
+
+def test_calls_of_any_length_take_the_same_steps(small, one_device):
+    state, means = train(small, calls=2)
+    assert_close(state.params, one_device[0].params, 0)
+    np.testing.assert_array_equal(means["loss"], one_device[1]["loss"])
+
+
+def test_half_the_epochs_and_then_the_rest_are_the_whole_bit_for_bit(small, one_device):
+    half, first = train(small, epochs=2)
+    whole, second = train(small, epochs=4, state=half)
+    assert int(half.step) == 12 and int(whole.step) == 24
+    assert_close(whole, one_device[0], 0)
+    np.testing.assert_array_equal(np.concatenate([first["loss"], second["loss"]]), one_device[1]["loss"])
+
+
+def test_a_loss_that_is_not_finite_names_its_step(small):
+    def loss(params, keys, x, y, mask):
+        losses, terms = make_loss(small.model, 0.0, 1.0)(params, keys, x, y, mask)
+        return losses + jnp.where((params["f"]["mean"]["bias"][0] != small.params["f"]["mean"]["bias"][0]),
+                                  jnp.nan, 0.0), terms
+
+    with pytest.raises(InputError, match=r"nan at step 2.*--learning_rate"):
+        train(small, loss=loss)
+
+
+def test_every_step_and_every_example_has_its_own_noise(small):
+    def loss(params, keys, x, y, mask):
+        losses, _ = make_loss(small.model, 0.0, 1.0)(params, keys, x, y, mask)
+        draws = jax.vmap(jax.random.uniform)(keys)
+        return losses, {"mean": draws, "square": jnp.square(draws)}
+
+    _, means = train(small, loss=loss)
+    assert len(np.unique(means["mean"])) == 24
+    assert (means["square"] - means["mean"]**2 > 0.01).all()
+
+
+def test_adagrad_is_torchs():
+    """Accumulator from 0, update g / (sqrt(sum of g^2) + eps): the first step is the learning rate itself."""
+    optimizer, rate = make_optimizer(settings(learning_rate=0.1), 100)
+    params, total = jnp.asarray([1.0, -2.0]), np.zeros(2)
+    state, expected = optimizer.init(params), np.asarray([1.0, -2.0])
+    for i in range(5):
+        gradient = np.asarray([0.01 * (i + 1), -3.0])
+        updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        total += gradient**2
+        expected = expected - 0.1 * gradient / (np.sqrt(total) + 1e-10)
+        np.testing.assert_allclose(params, expected, rtol=1e-5)
+        assert float(rate(i)) == pytest.approx(0.1)
+
+
+def test_learning_rate_warms_up_and_falls():
+    _, rate = make_optimizer(settings(optimizer="adam", schedule="cosine", warmup_steps=10), 110)
+    values = np.asarray([float(rate(i)) for i in range(111)])
+    np.testing.assert_allclose(values[:10], 1e-4 + np.arange(10) * 9e-5, rtol=1e-5)
+    assert values.argmax() == 10 and values[10] == pytest.approx(1e-3) and values[110] == pytest.approx(0, abs=1e-9)
+    assert values[60] == pytest.approx(5e-4, rel=1e-3)
+
+
+def test_linear_matrices_move_by_their_own_rate():
+    params = {"h": {"linear": {"kernel": jnp.ones(3)}, "mean": {"kernel": jnp.ones(3)}}}
+    optimizer, _ = make_optimizer(settings(optimizer="adam", learning_rate=0.1, linear_rate=0.02), 10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["h"]["linear"]["kernel"], 0.02 * updates["h"]["mean"]["kernel"], rtol=1e-6)
+
+
+def test_weight_decay_shrinks_weights_alone():
+    """Where gradients are 0, Adam's step is the decay's: neither biases nor linear paths shrink."""
+    optimizer, _ = make_optimizer(settings(optimizer="adam", learning_rate=0.1, weight_decay=0.2), 10)
+    params = {"conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "linear": {"kernel": jnp.ones((2, 2))}}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["conv"]["kernel"], -0.1 * 0.2, rtol=1e-6)
+    np.testing.assert_array_equal(updates["conv"]["bias"], 0)
+    np.testing.assert_array_equal(updates["linear"]["kernel"], 0)
+
+
+def test_the_average_is_of_the_parameters_that_the_steps_move(small):
+    """Against the steps without it, which are the same, and the sum of the weights written out."""
+    optimizer, _ = make_optimizer(settings(learning_rate=0.05), 24)
+    placement, loss = parallel.place(1, "pmap", 16), make_loss(small.model, 0.3, 1.0)
+    states = {}
+    for average in (0.0, 0.6):
+        state = start(small, optimizer)
+        if average:
+            state = state._replace(moving=jax.tree.map(jnp.array, small.params))
+        run = make_run(make_step(loss, optimizer, 5, 16, True, placement, average), placement)
+        states[average] = [jax.tree.map(np.asarray, placement.get(now)) for now, _ in
+                           fit(run, state, small.data.train, placement, 5, 16, 2, 1)]
+    expected = small.params
+    for i, (plain, averaged) in enumerate(zip(states[0.0], states[0.6], strict=True)):
+        assert_close(averaged.moving, plain.params, 1e-6)
+        keep = min(0.6, (1 + i) / (10 + i))
+        expected = jax.tree.map(lambda old, new, keep=keep: keep * old + (1 - keep) * new, expected, plain.params)
+        assert_close(averaged.params, expected, 1e-5)
+    assert i == 11 and keep == 12 / 21 and states[0.0][0].moving == ()
+
+
+def test_gradients_are_clipped_before_the_optimiser_sees_them():
+    optimizer, _ = make_optimizer(settings(learning_rate=1.0, clip_norm=1.0), 10)
+    params = jnp.zeros(2)
+    _, state = optimizer.update(jnp.asarray([3e5, 4e5]), optimizer.init(params), params)
+    sums = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
+    np.testing.assert_allclose(sums[0], [0.36, 0.64], rtol=1e-5)
+
+
+def test_half_of_the_faces_are_mirrored():
+    x = jnp.arange(2.0)[None, None, :, None] * jnp.ones((4000, 1, 1, 3))
+    turned = np.asarray(mirror_some(jax.random.split(jax.random.key(0), 4000), x))[:, 0, 0, 0]
+    assert set(turned) == {0.0, 1.0}
+    assert abs(turned.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+@pytest.mark.parametrize("devices, batch, words", [(8, 16, "sees 4"), (3, 16, "not divided by 3 devices")])
+def test_devices_that_are_not_there_or_do_not_divide_the_batch(devices, batch, words):
+    with pytest.raises(InputError, match=words):
+        parallel.place(devices, "pmap", batch)
