@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from cmma_jax.errors import InputError
+
 ModelName = Literal["cmma", "cvae", "vae", "cgan"]
 
 
@@ -13,24 +15,60 @@ class Architecture:
     model: ModelName = "cmma"
     """cmma: attributes -> latent -> face, the paper's model. What it is compared with: cvae (attributes and latent ->
     face), vae (latent -> face, no attributes), cgan (conditional adversarial network)."""
-    latent_size: int = 500
-    """J, the dimensions of z."""
-    width: int = 32
-    """Channels of the first convolution; each of the four stages doubles them."""
-    blocks: int = 0
-    """Residual blocks of two 3x3 convolutions after each stage of h and of g."""
-    variance: Literal["pixel", "channel", "shared"] = "pixel"
-    """What of a face has a variance of its own, told from its latent: each pixel value, each channel, or the face."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the images between the networks' layers: bfloat16 halves their memory, for GPUs and TPUs. Parameters, linear
-    paths, heads and the loss are float32 (on GPUs with TF32 products, which are JAX's default there)."""
+    latent_size: int = 0
+    """J, the dimensions of z as a vector, beside the paper's networks; 0: z is a small picture, a map of cells."""
+    latent_channels: int = 4
+    """Channels of that map."""
+    latent_cells: int = 0
+    """Its height and width, the image's divided by 2, 4 or 8; 0: a quarter of the image's."""
+    width: int = 48
+    """Channels of the first convolution; each stage doubles them."""
+    blocks: int = 1
+    """Residual blocks of two 3x3 convolutions after each stage, where z is a map."""
+    likelihood: Literal["logistic_mixture", "gaussian"] = "logistic_mixture"
+    """p(x|z) of a pixel: a discretised mixture of logistics, which gives each of the 256 values its probability, or a
+    Gaussian, a density."""
+    components: int = 3
+    """K, the logistics of a mixture."""
     prior_hidden: int = 800
-    """Softplus units of f, and of q(y|z)."""
-    linear_path: bool = True
-    """A matrix beside the other layers of f, h and g; not in the paper. It starts as conditional PPCA, the exact
-    linear model, so that training begins at its likelihood."""
-    prior: Literal["gaussian", "flow"] = "gaussian"
-    """Of z: a Gaussian, or a flow from it to where the latents of faces lie. A flow is trained on a finished run with a
-    Gaussian prior, whose networks stay as they are."""
-    weight_variance: float = 1.0
-    """cgan: factor on the variance of the initial weights."""
+    """Softplus units of f."""
+    prior: Literal["flow", "gaussian"] = "flow"
+    """p(z|y): a flow by a transformer, trained in a second stage once the other networks are, or N(f(y))."""
+    flow_width: int = 256
+    """Features of a token in the flow's transformer, a multiple of 64."""
+    flow_blocks: int = 6
+    """Its blocks."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of what lies between the networks' entrances and heads: bfloat16 halves its memory, for GPUs and TPUs. Parameters,
+    heads, the solver's state and times, and every log-probability are float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("latent_channels", "width", "components", "prior_hidden", "flow_blocks"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        for name in ("latent_size", "latent_cells", "blocks"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        check(self.flow_width > 0 and self.flow_width % 64 == 0, "flow_width", self.flow_width, "a multiple of 64")
+        if self.latent_size or self.model == "cgan":
+            check(self.prior == "gaussian", "prior", self.prior, "gaussian: the flow is one over a map of latents, "
+                  f"which a {'CGAN' if self.model == 'cgan' else 'vector of them'} has not")
+        if self.model == "cgan":
+            check(self.precision == "float32", "precision", self.precision, "float32: a CGAN's networks have no other")
+
+
+def check(good: bool, name: str, value: object, expected: str) -> None:
+    """Raises InputError that names the flag, its value and what was expected, where a condition is not met."""
+    if not good:  # a NaN compares false, and so ends here too
+        raise InputError(f"--{name}={value} is out of range; give {expected}")
+
+
+def latent_shape(architecture: Architecture, image_size: int) -> tuple[int, int, int]:
+    """Returns [cells, cells, channels] of the map that z is.
+
+    Raises:
+      InputError: the cells do not divide the image as strided convolutions would.
+    """
+    cells = architecture.latent_cells or image_size // 4
+    check(cells * 2 in (image_size, image_size / 2, image_size / 4) and cells % 2 == 0, "latent_cells", cells,
+          f"an even half, quarter or eighth of the image's {image_size}, "
+          f"such as {image_size // 4}")
+    return cells, cells, architecture.latent_channels

@@ -1,5 +1,6 @@
-"""The two distributions of Table 1, as values: `kl(q, p)` reads in order."""
+"""The distributions as values: those of Table 1, and the one of bytes. `kl(q, p)` reads in order."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,63 @@ class Gaussian(NamedTuple):
     def log_prob(self, x: jax.Array) -> jax.Array:
         """Returns log N(x; mean, exp(logvar)), in nats, for each element; Eq. 8 is its sum over pixels."""
         return -0.5 * (jnp.square(x - self.mean) * jnp.exp(-self.logvar) + self.logvar + LOG_2PI)
+
+    @property
+    def entropy(self) -> jax.Array:
+        """-E log N, in nats, of each element."""
+        return 0.5 * (self.logvar + LOG_2PI + 1)
+
+
+class LogisticMixture(NamedTuple):
+    """A discretised mixture of K logistics over the 256 values of each pixel (Salimans et al. 2017).
+
+    A component is one for all three channels: green's mean moves with red, and blue's with red and green, linearly,
+    inside each component. A value has the mass of the interval of 1/255 around it; 0 and 255 have the tails as well.
+
+    Attributes:
+      log_weights: [B, H, W, K], normalised.
+      means: [B, H, W, 3, K], in pixels of [0, 1], at the centre of the channels before.
+      log_scales: [B, H, W, 3, K].
+      slopes: [B, H, W, 3, K], of green on red, blue on red, blue on green.
+      centre: [1, H, W, 3], from which the channels before are measured.
+    """
+
+    log_weights: jax.Array
+    means: jax.Array
+    log_scales: jax.Array
+    slopes: jax.Array
+    centre: jax.Array
+
+    @property
+    def mean(self) -> jax.Array:
+        """[B, H, W, 3], the mixture's mean, the tails beyond [0, 1] left where they are."""
+        shifts = self.means - self.centre[..., None]
+        means = self._regressed(shifts[..., 0, :], shifts[..., 0, :] * self.slopes[..., 0, :] + shifts[..., 1, :])
+        return (jnp.exp(self.log_weights)[..., None, :] * means).sum(-1)
+
+    def log_mass(self, x: jax.Array) -> jax.Array:
+        """Returns [B, H, W] the log-probability of each pixel's bytes, in nats; x: [B, H, W, 3], bytes / 255."""
+        shifts = (x - self.centre)[..., None]
+        means = self._regressed(shifts[..., 0, :], shifts[..., 1, :])
+        inverse = jnp.exp(-self.log_scales)
+        middle, half = inverse * (x[..., None] - means), inverse * (0.5 / 255)
+        upper, lower = middle + half, middle - half
+        # sigmoid(upper) - sigmoid(lower), in a form that neither cancels nor overflows
+        inside = jnp.log(-jnp.expm1(-jnp.maximum(2 * half, 1e-12))) - jax.nn.softplus(-upper) - jax.nn.softplus(lower)
+        x = x[..., None]
+        mass = jnp.where(x < 0.5 / 255, -jax.nn.softplus(-upper),
+                         jnp.where(x > 254.5 / 255, -jax.nn.softplus(lower), inside))
+        return jax.nn.logsumexp(self.log_weights + mass.sum(-2), -1)
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """Returns [B, H, W] log P + 3 ln 255, nats: the density of bytes / 255 whose integral over a value is its mass."""
+        return self.log_mass(x) + 3 * math.log(255)
+
+    def _regressed(self, red: jax.Array, green: jax.Array) -> jax.Array:
+        """Returns the means [B, H, W, 3, K] given how far red and green are from the centre, [B, H, W, 1 or K] each."""
+        on_red, blue_on_red, blue_on_green = (self.slopes[..., i, :] for i in range(3))
+        moved = jnp.stack([jnp.zeros_like(on_red), on_red * red, blue_on_red * red + blue_on_green * green], -2)
+        return self.means + moved
 
 
 class Bernoulli(NamedTuple):

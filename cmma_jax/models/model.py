@@ -1,6 +1,7 @@
 """The models, as NamedTuples of pure functions of (params, arrays)."""
 
-import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,15 +9,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cmma_jax.models.architecture import Architecture
-from cmma_jax.models.distributions import Bernoulli, Gaussian
+from cmma_jax.models.architecture import Architecture, latent_shape
+from cmma_jax.models.distributions import (
+    Bernoulli,
+    Gaussian,
+    LogisticMixture,
+    fold_each,
+    standard_uniform,
+)
 from cmma_jax.models.networks import (
     GROUP,
-    AttributeNetwork,
     DiscriminatorNetwork,
-    LikelihoodNetwork,
-    PosteriorNetwork,
+    MapAttributes,
+    MapDecoder,
+    MapEncoder,
     PriorNetwork,
+    VectorAttributes,
+    VectorDecoder,
+    VectorEncoder,
     VelocityNetwork,
 )
 from cmma_jax.models.spec import Spec
@@ -26,36 +36,43 @@ Params = dict
 # Variance of a pixel's rounding to 8 bits, (1/255)^2 / 12: a density sharper than that describes the rounding
 # and not the face, and at a saturated pixel it could grow without end.
 PIXEL_LOGVAR_FLOOR = -13.567
+LOG_SCALE_FLOOR = math.log(1 / 255) - 2.5  # at which a value has all of its interval's mass but e^-6
 ATTRIBUTE_LOGVAR_FLOOR = -4.0  # a standardised attribute is not known better than to 0.135 of its deviation
+DROPOUT = 0.1  # of the velocity's feed-forward units, while it is trained
 
 
 class Model(NamedTuple):
     """What every objective, sampler and figure needs of a model, and all it needs; None is a part it has not.
 
-    x: [B, H, W, 3] in [0, 1]; y, mask: [B, A] (`Faces`); z: [B, J]; t: [B] in [0, 1].
+    x: [B, H, W, 3] in [0, 1]; y, mask: [B, A] (`Faces`); z: [B, J], a map's cells one after another; t: [B] in [0, 1].
 
     Attributes:
-      init: key -> params.
-      prior: (params, y, mask) -> p(z|y), or p(z), Gaussian over [B, J]; a CGAN's noise. With a velocity it is where
-        the flow to p(z|y) begins.
-      likelihood: (params, z, y, mask) -> p(x|z), or a CVAE's p(x|y, z), Gaussian over [B, H, W, 3]; of a CGAN only
-        its mean is meant, the generator's face.
+      init: key -> params of all but the flow.
+      prior: (params, y, mask) -> p(z|y), or p(z), Gaussian over [B, J]; a CGAN's noise. With a flow it is the prior
+        under which the other networks were trained.
+      likelihood: (params, z, y, mask) -> p(x|z), or a CVAE's p(x|y, z), whose mean is [B, H, W, 3]; of a CGAN only
+        that is meant, the generator's face.
       posterior: (params, x, y, mask) -> q(z|x, y); with an empty mask it is q(z|x). None: a CGAN.
       attributes: (params, z) -> q(y|z), Bernoulli or Gaussian over [B, A]. None where z does not depend on y.
       discriminator: (params, x, y, mask, seen) -> [B] logits of x being real; a CGAN's alone; B a multiple of
         `networks.GROUP`, whose faces it compares. seen: [B, H, W, 3] bool, the pixel values that it looks at
         (dropout of its input).
-      velocity: (params, z, t, y, mask) -> [B, J], dz/dt of the flow prior (`flow`). None: the prior is Gaussian.
+      velocity: (params, u, t, y, mask, keys=None) -> [B, J], du/dt of the flow (`flow`), u: [B, J] standardised
+        latents; keys: [B], one an example, by which units are dropped while it is trained. None: p(z|y) is Gaussian.
+      init_flow: key -> the flow's params: the velocity's, `flow`, and the standardisation, `scale`.
+      discrete: whether p(x|z) gives bytes their probability; if not it is a density.
     """
 
     init: Callable[..., Params]
     prior: Callable[..., Gaussian]
-    likelihood: Callable[..., Gaussian]
+    likelihood: Callable[..., Gaussian | LogisticMixture]
     # "| Any" and not "| None": who calls a part knows by the model's kind, or has asked, that it is there.
     posterior: Callable[..., Gaussian] | Any = None
     attributes: Callable[..., Bernoulli | Gaussian] | Any = None
     discriminator: Callable[..., jax.Array] | Any = None
     velocity: Callable[..., jax.Array] | Any = None
+    init_flow: Callable[..., Params] | Any = None
+    discrete: bool = False
 
 
 def encode_attributes(y: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
@@ -67,110 +84,69 @@ def encode_attributes(y: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
     return jnp.concatenate([jnp.where(mask, values, 0), mask.astype(y.dtype)], -1)
 
 
-def cmma(config: Architecture, spec: Spec) -> Model:
+def cmma(architecture: Architecture, spec: Spec) -> Model:
     """Returns the conditional multimodal autoencoder: y -> z -> x, with p(z|y) = f and p(x|z) = g (Table 1)."""
     count, binary = len(spec.attributes), spec.kind == "binary"
-    f = PriorNetwork(config.latent_size, config.prior_hidden, config.linear_path)
-    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path, config.blocks, config.precision)
-    g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, blocks=config.blocks,
-                          dtype=config.precision)
-    h2 = AttributeNetwork(count, 1 if binary else 2, config.prior_hidden)
-    x, a, z = _examples(config, spec)
-    flow = _flow(config, spec)
-
-    def init(key: jax.Array) -> Params:
-        return _init(key, {"f": (f, a), "h": (h, x, a), "g": (g, z), "h2": (h2, z)} | flow)
+    shape, example = _latents(architecture, spec)
+    encode = functools.partial(encode_attributes, kind=spec.kind)
+    a = jnp.zeros((1, 2 * count))
+    f = PriorNetwork(example[0].size, architecture.prior_hidden)
+    heads = 1 if binary else 2
+    h2 = (VectorAttributes(count, heads, architecture.prior_hidden) if len(shape) == 1 else
+          MapAttributes(count, heads, architecture.width))
+    networks = {"f": (f, a), "h2": (h2, example), **_autoencoder(architecture, spec, sees_x=True)}
 
     def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return Gaussian(*f.apply({"params": params["f"]}, encode_attributes(y, mask, spec.kind)))
-
-    def posterior(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return Gaussian(*h.apply({"params": params["h"]}, _scaled(x, spec), encode_attributes(y, mask, spec.kind)))
-
-    def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        del y, mask  # given z, a CMMA's face does not depend on the attributes
-        return _pixel_gaussian(spec, config.variance, *g.apply({"params": params["g"]}, z))
+        return Gaussian(*f.apply({"params": params["f"]}, encode(y, mask)))
 
     def attributes(params: Params, z: jax.Array) -> Bernoulli | Gaussian:
-        heads = h2.apply({"params": params["h2"]}, z)
-        return Bernoulli(*heads) if binary else Gaussian(heads[0], jnp.maximum(heads[1], ATTRIBUTE_LOGVAR_FLOOR))
+        values = h2.apply({"params": params["h2"]}, z.reshape(len(z), *shape))
+        return Bernoulli(*values) if binary else Gaussian(values[0], jnp.maximum(values[1], ATTRIBUTE_LOGVAR_FLOOR))
 
-    def encode(y: jax.Array, mask: jax.Array) -> jax.Array:
-        return encode_attributes(y, mask, spec.kind)
+    return Model(functools.partial(_init, networks), prior, _likelihood(architecture, spec, networks, None),
+                 _posterior(spec, networks, encode), attributes, None, *_flow(architecture, spec, encode),
+                 architecture.likelihood == "logistic_mixture")
 
-    return Model(init, prior, likelihood, posterior, attributes, velocity=_velocity(flow, prior, encode))
 
-
-def cvae(config: Architecture, spec: Spec) -> Model:
+def cvae(architecture: Architecture, spec: Spec) -> Model:
     """Returns the conditional VAE of Kingma et al. (2014): z ~ N(0, I), q(z|x, y), p(x|y, z) (Eq. 13)."""
-    return _with_standard_prior(config, spec, lambda y, mask: encode_attributes(y, mask, spec.kind))
+    encode = functools.partial(encode_attributes, kind=spec.kind)
+    networks = _autoencoder(architecture, spec, sees_x=True, sees_z=True)
+    return _with_standard_prior(architecture, spec, networks, encode)
 
 
-def vae(config: Architecture, spec: Spec) -> Model:
+def vae(architecture: Architecture, spec: Spec) -> Model:
     """Returns the VAE of Kingma and Welling (2014): z ~ N(0, I), q(z|x), p(x|z); y is taken and not looked at."""
-    return _with_standard_prior(config, spec, lambda y, mask: None)
+    return _with_standard_prior(architecture, spec, _autoencoder(architecture, spec), None)
 
 
-def _with_standard_prior(config: Architecture, spec: Spec, encode: Callable[..., jax.Array | None]) -> Model:
-    """Returns h and g under z ~ N(0, I); encode: (y, mask) -> what both see of the attributes, or None.
-
-    There is neither f nor h2: as many parameters are at g's entrance instead.
-    """
-    h = PosteriorNetwork(config.latent_size, config.width, config.linear_path, config.blocks, config.precision)
-    x, _, z = _examples(config, spec)
-    none = jnp.zeros((1, len(spec.attributes)))
-    a = encode(none, none)
-
-    def networks(units: int) -> dict:
-        g = LikelihoodNetwork(spec.image_shape, config.width, config.linear_path, units, blocks=config.blocks,
-                              dtype=config.precision)
-        return {"h": (h, x, a), "g": (g, z, a)}
-
-    chosen = networks(_matching_units(config, spec, networks))
-    g = chosen["g"][0]
-
-    flow = _flow(config, spec)
-
-    def init(key: jax.Array) -> Params:
-        return _init(key, chosen | flow)
-
-    def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return _standard_prior(config, y)
-
-    def posterior(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return Gaussian(*h.apply({"params": params["h"]}, _scaled(x, spec), encode(y, mask)))
-
-    def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return _pixel_gaussian(spec, config.variance, *g.apply({"params": params["g"]}, z, encode(y, mask)))
-
+def _with_standard_prior(architecture: Architecture, spec: Spec, networks: dict[str, tuple],
+                         encode: Callable[..., jax.Array] | None) -> Model:
+    """Returns h and g under z ~ N(0, I); encode: (y, mask) -> what both see of the attributes, or None."""
     def nothing(y: jax.Array, mask: jax.Array) -> jax.Array:
         return jnp.zeros((len(y), 2 * len(spec.attributes)))
 
-    return Model(init, prior, likelihood, posterior, velocity=_velocity(flow, prior, nothing))
+    return Model(functools.partial(_init, networks), _standard_prior(architecture, spec),
+                 _likelihood(architecture, spec, networks, encode), _posterior(spec, networks, encode), None, None,
+                 *_flow(architecture, spec, nothing), architecture.likelihood == "logistic_mixture")
 
 
-def cgan(config: Architecture, spec: Spec) -> Model:
+def cgan(architecture: Architecture, spec: Spec) -> Model:
     """Returns the conditional GAN of Mirza and Osindero (2014): a generator like g, a discriminator like h.
 
-    Both see the attributes. The generator's face is the mean face plus the network's word, through a sigmoid, so
-    that no pixel leaves [0, 1]. All initial weights have `weight_variance` times their usual variance.
+    Both see the attributes. The generator's face is the mean face plus the network's output, through a sigmoid, so
+    that no pixel leaves [0, 1].
     """
-    generator = LikelihoodNetwork(spec.image_shape, config.width, False, config.prior_hidden // 4, heads=1,
-                                  head_init=nn.initializers.variance_scaling(0.4, "fan_in", "normal"), norm=True)
-    network = DiscriminatorNetwork(config.width)
-    x, a, z = _examples(config, spec)
+    generator = VectorDecoder(spec.image_shape, architecture.width, 3, architecture.prior_hidden // 4,
+                              head_init=nn.initializers.variance_scaling(0.1, "fan_in", "normal"), norm=True)
+    network = DiscriminatorNetwork(architecture.width)
+    _, z = _latents(architecture, spec)
+    a, x = jnp.zeros((1, 2 * len(spec.attributes))), jnp.zeros((1, *spec.image_shape))
     middle = jnp.clip(jnp.asarray(spec.mean_face)[None], 0.01, 0.99)
-
-    def init(key: jax.Array) -> Params:
-        group = tuple(jnp.repeat(each, GROUP, 0) for each in (x, a))
-        params = _init(key, {"g": (generator, z, a), "discriminator": (network, *group)})
-        return jax.tree.map(lambda leaf: leaf * config.weight_variance**0.5, params)  # biases are 0
-
-    def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
-        return _standard_prior(config, y)
+    group = tuple(jnp.repeat(each, GROUP, 0) for each in (x, a))
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        (face,) = generator.apply({"params": params["g"]}, z, encode_attributes(y, mask, spec.kind))
+        face = generator.apply({"params": params["g"]}, z, encode_attributes(y, mask, spec.kind))
         face = jax.nn.sigmoid(jax.scipy.special.logit(middle) + face)
         return Gaussian(face, jnp.zeros_like(face))
 
@@ -178,82 +154,159 @@ def cgan(config: Architecture, spec: Spec) -> Model:
         x = jnp.where(seen, _scaled(x, spec), 0)  # an unseen value is at the mean face
         return network.apply({"params": params["discriminator"]}, x, encode_attributes(y, mask, spec.kind))
 
-    return Model(init, prior, likelihood, discriminator=discriminator)
+    networks = {"g": (generator, z, a), "discriminator": (network, *group)}
+    return Model(functools.partial(_init, networks), _standard_prior(architecture, spec), likelihood,
+                 discriminator=discriminator)
 
 
 MODELS = {"cmma": cmma, "cvae": cvae, "vae": vae, "cgan": cgan}
 
 
-def _examples(config: Architecture, spec: Spec) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns a face, encoded attributes and a latent, all zeros, from which the networks take their shapes."""
-    return (jnp.zeros((1, *spec.image_shape)), jnp.zeros((1, 2 * len(spec.attributes))),
-            jnp.zeros((1, config.latent_size)))
+def make_model(architecture: Architecture, spec: Spec) -> Model:
+    """Returns the model that an architecture names, for data as a spec describes them."""
+    return MODELS[architecture.model](architecture, spec)
 
 
-def _init(key: jax.Array, networks: dict[str, tuple]) -> Params:
+def all_params(model: Model, key: jax.Array) -> Params:
+    """Returns a model's fresh parameters, a flow's among them."""
+    return model.init(key) | (model.init_flow(key) if model.init_flow else {})
+
+
+def count_parameters(params: Params) -> int:
+    """Returns the number of values in a tree of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _init(networks: dict[str, tuple], key: jax.Array) -> Params:
     """networks: {name: (network, *example inputs)}."""
     keys = jax.random.split(key, len(networks))
     return {name: network.init(k, *inputs)["params"]
             for k, (name, (network, *inputs)) in zip(keys, networks.items(), strict=True)}
 
 
-def _flow(config: Architecture, spec: Spec) -> dict[str, tuple]:
-    """Returns the flow prior's network with its example inputs, for `_init`; nothing for a Gaussian prior."""
-    if config.prior == "gaussian":
-        return {}
-    height, width, channels = spec.image_shape
-    pictures = jnp.zeros((config.latent_size, height // 2, width // 2, channels))
-    _, a, z = _examples(config, spec)
-    return {"flow": (VelocityNetwork(config.width), z, jnp.zeros(1), a, pictures)}
+def _latents(architecture: Architecture, spec: Spec) -> tuple[tuple[int, ...], jax.Array]:
+    """Returns the shape in which networks see a latent, a vector's or a map's, and one of zeros."""
+    if architecture.latent_size:
+        shape: tuple[int, ...] = (architecture.latent_size,)
+    else:
+        shape = latent_shape(architecture, spec.image_shape[0])
+    return shape, jnp.zeros((1, *shape))
 
 
-def _velocity(flow: dict[str, tuple], prior: Callable[..., Gaussian], encode: Callable[..., jax.Array]):
-    """Returns the velocity of `Model`, or None; encode: (y, mask) -> what it sees of the attributes."""
-    if not flow:
-        return None
-    network, *_, pictures = flow["flow"]
-    height, width, channels = pictures.shape[1:]
+def _autoencoder(architecture: Architecture, spec: Spec, sees_x: bool = False, sees_z: bool = False
+                 ) -> dict[str, tuple]:
+    """Returns h and g with their example inputs; sees_x, sees_z: whether h, g see attributes beside x, z.
 
-    def velocity(params: Params, z: jax.Array, t: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
-        rows = params["g"]["linear"]["kernel"].reshape(-1, height, 2, width, 2, channels).mean((2, 4))
-        said = network.apply({"params": params["flow"]}, z, t, encode(y, mask), rows)
-        return jnp.exp(prior(params, y, mask).logvar / 2) * said
+    Their parameters are as many as a CMMA's, whose h alone does: of maps by the channels inside g's blocks; of vectors
+    by units at g's entrance, which stand for f and h2 as well.
+    """
+    shape, z = _latents(architecture, spec)
+    a, x = jnp.zeros((1, 2 * len(spec.attributes))), jnp.zeros((1, *spec.image_shape))
+    width, dtype = architecture.width, architecture.precision
+    mixture = architecture.likelihood == "logistic_mixture"
+    heads = 10 * architecture.components if mixture else 6
+    # The logistics of a mixture would stay alike if they began alike.
+    head_init = nn.initializers.variance_scaling(0.01, "fan_in", "normal") if mixture else nn.initializers.zeros
 
-    return velocity
+    def networks(more: int, sees_x: bool, sees_z: bool) -> dict[str, tuple]:
+        if len(shape) == 1:
+            h: nn.Module = VectorEncoder(shape[0], width, dtype)
+            g: nn.Module = VectorDecoder(spec.image_shape, width, heads, more, head_init, dtype=dtype)
+        else:
+            h = MapEncoder(shape[0], shape[2], width, architecture.blocks, dtype)
+            g = MapDecoder(spec.image_shape, width, architecture.blocks, heads, more, head_init, dtype)
+        return {"h": (h, x, a if sees_x else None), "g": (g, z, a if sees_z else None)}
+
+    def count(networks: dict[str, tuple]) -> int:
+        return count_parameters(jax.eval_shape(functools.partial(_init, networks), jax.random.key(0)))
+
+    if sees_x and not sees_z:
+        return networks(0, True, False)
+    wanted = count(networks(0, True, False))
+    if len(shape) == 1:
+        f, h2 = (PriorNetwork(shape[0], architecture.prior_hidden),
+                 VectorAttributes(len(spec.attributes), 1 if spec.kind == "binary" else 2, architecture.prior_hidden))
+        wanted += count({"f": (f, a), "h2": (h2, z)})
+        few, more = (count(networks(units, sees_x, sees_z)) for units in (1, 2))
+        return networks(max(1, 1 + round((wanted - few) / (more - few))), sees_x, sees_z)
+    few, more = (count(networks(extra, sees_x, sees_z)) for extra in (0, 1))
+    return networks(round((wanted - few) / max(1, more - few)), sees_x, sees_z)
+
+
+def _posterior(spec: Spec, networks: dict[str, tuple], encode: Callable[..., jax.Array] | None) -> Callable:
+    h = networks["h"][0]
+
+    def posterior(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
+        heads = h.apply({"params": params["h"]}, _scaled(x, spec), None if encode is None else encode(y, mask))
+        return Gaussian(*(head.reshape(len(x), -1) for head in heads))
+
+    return posterior
+
+
+def _likelihood(architecture: Architecture, spec: Spec, networks: dict[str, tuple],
+                encode: Callable[..., jax.Array] | None) -> Callable:
+    """Returns p(x|z), which sees y where there is an encode: given z, a CMMA's face does not depend on it."""
+    g, example, _ = networks["g"]
+    pixels = _mixture if architecture.likelihood == "logistic_mixture" else _pixel_gaussian
+
+    def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian | LogisticMixture:
+        z = z.reshape(len(z), *example.shape[1:])
+        return pixels(spec, g.apply({"params": params["g"]}, z, None if encode is None else encode(y, mask)))
+
+    return likelihood
+
+
+def _flow(architecture: Architecture, spec: Spec, encode: Callable[..., jax.Array]) -> tuple[Any, Any]:
+    """Returns the velocity and its init, or None twice; encode: (y, mask) -> what it sees of the attributes."""
+    if architecture.prior == "gaussian":
+        return None, None
+    network = VelocityNetwork(architecture.flow_width, architecture.flow_blocks, architecture.precision)
+    shape, z = _latents(architecture, spec)
+    a = jnp.zeros((1, 2 * len(spec.attributes)))
+
+    def velocity(params: Params, u: jax.Array, t: jax.Array, y: jax.Array, mask: jax.Array,
+                 keys: jax.Array | None = None) -> jax.Array:
+        keep = None if keys is None else [
+            (standard_uniform(fold_each(keys, block), (len(u), 4 * architecture.flow_width)) >= DROPOUT) / (1 - DROPOUT)
+            for block in range(architecture.flow_blocks)]
+        u = u.reshape(len(u), *shape)
+        return network.apply({"params": params["flow"]}, u, t, encode(y, mask), keep).reshape(len(u), -1)
+
+    def init(key: jax.Array) -> Params:
+        scale = {"mean": jnp.zeros(shape[-1]), "deviation": jnp.ones(shape[-1])}
+        return _init({"flow": (network, z, jnp.zeros(1), a)}, key) | {"scale": scale}
+
+    return velocity, init
 
 
 def _scaled(x: jax.Array, spec: Spec) -> jax.Array:
     return (x - jnp.asarray(spec.mean_face)[None]) / spec.pixel_std
 
 
-def _pixel_gaussian(spec: Spec, variance: str, mean: jax.Array, logvar: jax.Array) -> Gaussian:
-    shared = {"pixel": (), "channel": (1, 2), "shared": (1, 2, 3)}[variance]
-    logvar = jnp.broadcast_to(logvar.mean(shared, keepdims=True), logvar.shape)
+def _pixel_gaussian(spec: Spec, heads: jax.Array) -> Gaussian:
+    """heads: [B, H, W, 6]."""
+    mean, logvar = jnp.split(heads, 2, -1)
     mean = jnp.asarray(spec.mean_face)[None] + spec.pixel_std * mean
     return Gaussian(mean, jnp.maximum(2 * jnp.log(spec.pixel_std) + logvar, PIXEL_LOGVAR_FLOOR))
 
 
-def _standard_prior(config: Architecture, y: jax.Array) -> Gaussian:
-    zeros = jnp.zeros((len(y), config.latent_size))
-    return Gaussian(zeros, zeros)
+def _mixture(spec: Spec, heads: jax.Array) -> LogisticMixture:
+    """heads: [B, H, W, 10 K]."""
+    count = heads.shape[-1] // 10
+    weights, others = heads[..., :count], heads[..., count:].reshape(*heads.shape[:-1], 3, 3, count)
+    centre = jnp.asarray(spec.mean_face)[None]
+    means = centre[..., None] + spec.pixel_std * others[..., 0, :, :]
+    # A logistic's deviation is pi / sqrt(3) times its scale.
+    log_scales = math.log(spec.pixel_std * math.sqrt(3) / math.pi) + others[..., 1, :, :]
+    return LogisticMixture(jax.nn.log_softmax(weights), means, jnp.maximum(log_scales, LOG_SCALE_FLOOR),
+                           jnp.tanh(others[..., 2, :, :]), centre)
 
 
-def _matching_units(config: Architecture, spec: Spec, networks: Callable[[int], dict]) -> int:
-    """Returns the units at g's entrance with which networks come nearest to a CMMA's number of parameters."""
-    def count(units: int) -> int:
-        return count_parameters(jax.eval_shape(lambda key: _init(key, networks(units)), jax.random.key(0)))
+def _standard_prior(architecture: Architecture, spec: Spec) -> Callable[..., Gaussian]:
+    _, example = _latents(architecture, spec)
 
-    gaussian = dataclasses.replace(config, prior="gaussian")
-    wanted = count_parameters(jax.eval_shape(cmma(gaussian, spec).init, jax.random.key(0)))
-    few, more = count(1), count(2)
-    return max(1, 1 + round((wanted - few) / (more - few)))
+    def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
+        zeros = jnp.zeros((len(y), example.size))
+        return Gaussian(zeros, zeros)
 
-
-def make_model(config: Architecture, spec: Spec) -> Model:
-    """Returns the model that a config names, for data as a spec describes them."""
-    return MODELS[config.model](config, spec)
-
-
-def count_parameters(params: Params) -> int:
-    """Returns the number of values in a tree of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return prior

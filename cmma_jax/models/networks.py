@@ -1,62 +1,83 @@
-"""The networks f, h, g, h2 and the discriminator in Flax Linen: they know shapes, not the paper's losses.
+"""The networks f, g, h, h2, the flow's velocity and the discriminator in Flax Linen: they know shapes, not losses.
 
 Attributes reach them encoded: `a`, [B, 2A], the values with holes at 0 beside the mask of the known ones.
 Faces reach them centred on the mean face and scaled to unit deviation. Heads start at zero, so that a new
-model says: mean face, the data's own spread, z ~ N(0, I). Parameters are float32; with `dtype` bfloat16 the images
-between entrance and heads are not, which halves their memory and their traffic.
+model says: mean face, the data's own spread, z ~ N(0, I). Parameters are float32; with `dtype` bfloat16 what lies
+between entrance and heads is not, which halves its memory and its traffic.
+
+z is a map, [B, cells, cells, channels], or a vector, [B, J], whose networks are the paper's (Fig. 5).
 """
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cmma_jax.models import layers
-
-STAGES = 4  # 64 x 64 -> 4 x 4
-BLOCKS = (1, 2, 1)  # of two 3x3 convolutions, at each of the velocity network's three sizes
-TIMES = 6  # sines and cosines by which it is told the time
+STAGES = 4  # of the networks of a vector: 64 x 64 -> 4 x 4
+KNOWN = 64  # features of the attributes by which blocks are shifted and scaled
 GROUP = 4  # faces that a discriminator compares with one another
+PATCH = 2  # cells on a side of a token
+HEAD = 64  # features of an attention head
+TIMES = 32  # frequencies by which the velocity sees the time
+LOWEST_TIME, HIGHEST_TIME = 1.0, 1000.0  # radians over the unit of time
 
 
-class Conv(nn.Module):
-    """The 4x4 stride-2 convolution: [B, H, W, C] -> [B, H/2, W/2, features]; parameters as nn.Conv's."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.he_normal(), (4, 4, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return layers.conv(x, kernel.astype(x.dtype), bias.astype(x.dtype))
+def _down(features: int, x: jax.Array, name: str) -> jax.Array:
+    """[B, H, W, C] -> [B, H/2, W/2, features] by 4x4 kernels of stride 2."""
+    return nn.Conv(features, (4, 4), (2, 2), dtype=x.dtype, kernel_init=nn.initializers.he_normal(), name=name)(x)
 
 
-class ConvTranspose(nn.Module):
-    """Its mirror image: [B, H, W, C] -> [B, 2H, 2W, features]; parameters as nn.ConvTranspose's."""
-
-    features: int
-    # 4 of the 16 taps meet in each output pixel, so that variance 2 over the fan-in wants four times as much.
-    kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(8.0, "fan_in", "normal")
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", self.kernel_init, (4, 4, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return layers.conv_transpose(x, kernel.astype(x.dtype), bias.astype(x.dtype))
+def _conv3(features: int, x: jax.Array, name: str, kernel_init=nn.initializers.he_normal()) -> jax.Array:
+    return nn.Conv(features, (3, 3), dtype=x.dtype, kernel_init=kernel_init, name=name)(x)
 
 
-class Conv3(nn.Module):
-    """The 3x3 convolution of stride 1: [B, H, W, C] -> [B, H, W, features]; parameters as nn.Conv's."""
+class Up(nn.Module):
+    """The mirror image of `_down`: [B, H, W, C] -> [B, 2H, 2W, features], 4x4 kernels of stride 2, transposed.
+
+    A block of 2x2 output pixels, a row and a column before those of an input pixel, sees just 2x2 inputs: it is a 2x2
+    convolution to four times the channels, the border's outer half cut off. XLA's own transposed convolution takes
+    ten times as long on a CPU for its gradient.
+    """
 
     features: int
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
 
     @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, _ = x.shape
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return layers.conv3(x, kernel.astype(x.dtype), bias.astype(x.dtype))
+        x = nn.Conv(4 * self.features, (2, 2), padding=((1, 1), (1, 1)), use_bias=False, dtype=x.dtype,
+                    kernel_init=self.kernel_init, name="blocks")(x)
+        x = x.reshape(batch, height + 1, width + 1, 2, 2, self.features).swapaxes(2, 3)
+        x = x.reshape(batch, 2 * height + 2, 2 * width + 2, self.features)[:, 1:-1, 1:-1]
+        return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside an identity, shifted and scaled by what is known; at the start the identity alone.
+
+    Attributes:
+      extra: channels that lie between the two beyond those of x, or below 0 fewer.
+    """
+
+    extra: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, known: jax.Array | None = None) -> jax.Array:
+        """x: [B, H, W, C], known: [B, K] or None -> [B, H, W, C]."""
+        size = x.shape[-1]
+        features = _norm(x)
+        if known is not None:
+            scale, shift = jnp.split(_head(2 * size, "known")(known)[:, None, None].astype(x.dtype), 2, -1)
+            features = (1 + scale) * features + shift
+        features = nn.relu(_conv3(size + self.extra, nn.relu(features), "conv0"))
+        return x + _conv3(size, features, "conv1", nn.initializers.zeros)
+
+
+def _norm(x: jax.Array, name: str | None = None) -> jax.Array:
+    return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), name=name)(x).astype(x.dtype)
 
 
 def _as(dtype: str, x: jax.Array) -> jax.Array:
@@ -67,34 +88,181 @@ def _head(features: int, name: str) -> nn.Dense:
     return nn.Dense(features, kernel_init=nn.initializers.zeros, name=name)
 
 
+def _known(a: jax.Array | None) -> jax.Array | None:
+    return None if a is None else nn.relu(nn.Dense(KNOWN, name="attributes")(a))
+
+
 class PriorNetwork(nn.Module):
-    """f: attributes to the mean and log-variance of p(z|y); one layer of softplus units (section 4.1).
+    """f: attributes to the mean and log-variance of p(z|y); one layer of softplus units (section 4.1)."""
 
-    With `linear_path` a single matrix from the attributes to the mean stands beside them.
-    """
-
-    latent_size: int
+    latents: int
     hidden: int
-    linear_path: bool
 
     @nn.compact
     def __call__(self, a: jax.Array) -> tuple[jax.Array, jax.Array]:
         """a: [B, 2A] -> two [B, J]."""
         features = nn.softplus(nn.Dense(self.hidden, name="hidden")(a))
-        mean, logvar = _head(self.latent_size, "mean")(features), _head(self.latent_size, "logvar")(features)
-        if self.linear_path:
-            mean += nn.Dense(self.latent_size, use_bias=False, name="linear")(a)
+        return _head(self.latents, "mean")(features), _head(self.latents, "logvar")(features)
+
+
+class MapEncoder(nn.Module):
+    """h: a face and its attributes to the mean and log-variance of q(z|x, y), z a map.
+
+    Attributes:
+      cells, channels: of the map.
+      width: channels of the first convolution; each stage doubles them.
+      blocks: residual blocks a stage, which the attributes enter.
+      dtype: of what lies between.
+    """
+
+    cells: int
+    channels: int
+    width: int
+    blocks: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, a: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """x: [B, H, W, 3] centred and scaled, a: [B, 2A], or None in a VAE -> two [B, cells, cells, channels]."""
+        known, features = _known(a), _as(self.dtype, x)
+        for stage in range(_stages(x.shape[1], self.cells)):
+            features = features if stage == 0 else nn.relu(features)
+            features = _down(self.width * 2**stage, features, f"conv{stage}")
+            for block in range(self.blocks):
+                features = Block(name=f"block{stage}_{block}")(features, known)
+        features = nn.relu(_norm(features, "norm")).astype(x.dtype)
+        heads = _conv3(2 * self.channels, features, "heads", nn.initializers.zeros)
+        mean, logvar = jnp.split(heads, 2, -1)
         return mean, logvar
 
 
-def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation, blocks: int = 0,
-                    dtype: str = "float32") -> jax.Array:
+class MapDecoder(nn.Module):
+    """g: a map to the parameters of p(x|z), `heads` values a pixel; h's mirror image.
+
+    Attributes:
+      image_shape: (H, W, 3).
+      width, blocks, dtype: as of `MapEncoder`.
+      heads: values a pixel.
+      head_init: how the heads start.
+      extra: of the blocks, by which capacities are matched.
+    """
+
+    image_shape: tuple[int, int, int]
+    width: int
+    blocks: int
+    heads: int
+    extra: int = 0
+    head_init: nn.initializers.Initializer = nn.initializers.zeros
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, z: jax.Array, a: jax.Array | None = None) -> jax.Array:
+        """z: [B, cells, cells, channels], a: [B, 2A] where p(x|y, z) sees them -> [B, H, W, heads]."""
+        stages, known = _stages(self.image_shape[0], z.shape[1]), _known(a)
+        features = _conv3(self.width * 2 ** (stages - 1), _as(self.dtype, z), "entrance")
+        for stage in range(stages):
+            for block in range(self.blocks):
+                features = Block(self.extra, name=f"block{stage}_{block}")(features, known)
+            features = nn.relu(_norm(features, f"norm{stage}"))
+            if stage < stages - 1:
+                features = Up(self.width * 2 ** (stages - 2 - stage), name=f"conv{stage}")(features)
+        return Up(self.heads, self.head_init, name="heads")(features.astype(z.dtype))
+
+
+def _stages(size: int, cells: int) -> int:
+    return int(math.log2(size // cells))
+
+
+class MapAttributes(nn.Module):
+    """h2: a map to the parameters of q(y|z): `heads` values an attribute (logit, or mean and log-variance)."""
+
+    attributes: int
+    heads: int
+    width: int
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> tuple[jax.Array, ...]:
+        """z: [B, cells, cells, channels] -> `heads` arrays [B, A]."""
+        features = z
+        for stage in range(2):
+            if features.shape[1] % 2 == 0:
+                features = nn.relu(_down(self.width * 2**stage, features, f"conv{stage}"))
+        features = nn.relu(nn.Dense(4 * self.width, name="hidden")(features.reshape(len(z), -1)))
+        return tuple(jnp.split(_head(self.heads * self.attributes, "heads")(features), self.heads, -1))
+
+
+class VelocityNetwork(nn.Module):
+    """The flow's velocity: a transformer over tokens of PATCH x PATCH cells (Peebles and Xie 2023, adaLN-zero).
+
+    Time and attributes shift, scale and gate each block. At the start it says 0. The units of a feed-forward layer are
+    squared ReLUs (So et al. 2021), of which dropout leaves out some of a face's, the same in all of its tokens.
+
+    Attributes:
+      width: features of a token, a multiple of HEAD.
+      blocks: of attention and a feed-forward layer.
+      dtype: of the tokens between entrance and head.
+    """
+
+    width: int
+    blocks: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, z: jax.Array, t: jax.Array, a: jax.Array, keep: Sequence[jax.Array] | None = None) -> jax.Array:
+        """z: [B, cells, cells, C] of unit deviation, t: [B] in [0, 1], a: [B, 2A] -> [B, cells, cells, C].
+
+        keep: `blocks` arrays [B, 4 width], factors on the feed-forward units: dropout's; None: all are kept.
+        """
+        batch, rows, columns, channels = z.shape
+        steps = jnp.linspace(math.log(LOWEST_TIME), math.log(HIGHEST_TIME), TIMES)
+        angles = t[:, None] * jnp.exp(steps)[None]
+        known = nn.Dense(self.width, name="time")(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1))
+        known = nn.silu(known + nn.Dense(self.width, name="attributes")(a))
+        known = nn.silu(nn.Dense(self.width, name="known")(known))
+        tokens = z.reshape(batch, rows // PATCH, PATCH, columns // PATCH, PATCH, channels).swapaxes(2, 3)
+        tokens = tokens.reshape(batch, -1, PATCH * PATCH * channels)
+        places = self.param("places", nn.initializers.normal(0.02), (1, tokens.shape[1], self.width))
+        tokens = _as(self.dtype, nn.Dense(self.width, name="entrance")(tokens) + places)
+        for block in range(self.blocks):
+            tokens = TransformerBlock(name=f"block{block}")(tokens, known, None if keep is None else keep[block])
+        shift, scale = jnp.split(_head(2 * self.width, "modulation")(known)[:, None], 2, -1)
+        tokens = _layer_norm(tokens).astype(z.dtype) * (1 + scale) + shift
+        tokens = _head(PATCH * PATCH * channels, "velocity")(tokens)
+        tokens = tokens.reshape(batch, rows // PATCH, columns // PATCH, PATCH, PATCH, channels).swapaxes(2, 3)
+        return tokens.reshape(z.shape)
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then a feed-forward layer, each beside an identity, shifted, scaled and gated by what is known."""
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, known: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+        """tokens: [B, N, D], known: [B, D], keep: [B, 4D] or None -> [B, N, D]."""
+        batch, count, width = tokens.shape
+        dtype = tokens.dtype
+        modulation = _head(6 * width, "modulation")(known)[:, None].astype(dtype)
+        shift0, scale0, gate0, shift1, scale1, gate1 = jnp.split(modulation, 6, -1)
+        features = _layer_norm(tokens) * (1 + scale0) + shift0
+        mixed = nn.Dense(3 * width, dtype=dtype, name="queries_keys_values")(features)
+        query, key, value = jnp.split(mixed.reshape(batch, count, 3 * width // HEAD, HEAD), 3, 2)
+        heard = jax.nn.dot_product_attention(query, key, value).reshape(tokens.shape)
+        tokens += gate0 * nn.Dense(width, dtype=dtype, name="heard")(heard)
+        features = _layer_norm(tokens) * (1 + scale1) + shift1
+        features = jnp.square(nn.relu(nn.Dense(4 * width, dtype=dtype, name="forward0")(features)))
+        if keep is not None:
+            features *= keep[:, None].astype(dtype)
+        return tokens + gate1 * nn.Dense(width, dtype=dtype, name="forward1")(features)
+
+
+def _layer_norm(x: jax.Array) -> jax.Array:
+    return nn.LayerNorm(use_bias=False, use_scale=False)(x).astype(x.dtype)
+
+
+def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation, dtype: str = "float32") -> jax.Array:
     """x: [B, H, W, 3], a: [B, 2A] or None -> [B, features]; inside a compact method, whose layers these become."""
     features = _as(dtype, x)
     for stage in range(STAGES):
-        features = activation(Conv(width * 2**stage, name=f"conv{stage}")(features))
-        for block in range(blocks):
-            features = Block(name=f"conv{stage}_block{block}")(features)
+        features = activation(_down(width * 2**stage, features, f"conv{stage}"))
     features = features.reshape(len(x), -1).astype(x.dtype)
     if a is None:
         return features
@@ -102,29 +270,18 @@ def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation, b
     return jnp.concatenate([features, attributes], -1)
 
 
-class PosteriorNetwork(nn.Module):
-    """h: a face and its attributes to the mean and log-variance of q(z|x, y); convolutions (Fig. 5, top).
+class VectorEncoder(nn.Module):
+    """h: a face and its attributes to the mean and log-variance of q(z|x, y), z a vector; convolutions (Fig. 5, top)."""
 
-    With `linear_path` a single matrix from pixels and attributes to the mean stands beside the convolutions.
-    """
-
-    latent_size: int
+    latents: int
     width: int
-    linear_path: bool
-    blocks: int = 0
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, a: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """x: [B, H, W, 3] centred and scaled, a: [B, 2A], or None in a VAE -> two [B, J]."""
-        features = _image_features(x, a, self.width, nn.relu, self.blocks, self.dtype)
-        mean = _head(self.latent_size, "mean")(features)
-        logvar = _head(self.latent_size, "logvar")(features)
-        if self.linear_path:
-            flat = x.reshape(len(x), -1)
-            both = flat if a is None else jnp.concatenate([flat, a], -1)
-            mean += nn.Dense(self.latent_size, use_bias=False, name="linear")(both)
-        return mean, logvar
+        features = _image_features(x, a, self.width, nn.relu, self.dtype)
+        return _head(self.latents, "mean")(features), _head(self.latents, "logvar")(features)
 
 
 class DiscriminatorNetwork(nn.Module):
@@ -147,36 +304,31 @@ class DiscriminatorNetwork(nn.Module):
         return nn.Dense(1, name="logit")(jnp.concatenate([features, deviations], -1))[:, 0]
 
 
-class LikelihoodNetwork(nn.Module):
-    """g: a latent to the mean and log-variance of p(x|z), a value a pixel; h's mirror image (Fig. 5, bottom).
+class VectorDecoder(nn.Module):
+    """g: a vector to the parameters of p(x|z), `heads` values a pixel; h's mirror image (Fig. 5, bottom).
 
     Attributes:
       image_shape: (H, W, 3).
       width: channels of the last stage before the heads.
-      linear_path: whether a single matrix from z to the mean stands beside the convolutions; attributes join z
-        before it by a matrix of their own.
+      heads: values a pixel.
       hidden: softplus units beside z at the entrance, which see the attributes, or z where there are none.
-      heads: pictures that come out: mean and log-variance, or a generator's one.
       head_init: how the heads start.
       norm: whether each stage is normalised over its pixels and channels, which keeps a generator from saturating.
-      blocks: residual blocks after each stage but the last.
       dtype: of the images between z and the heads.
     """
 
     image_shape: tuple[int, int, int]
     width: int
-    linear_path: bool
+    heads: int
     hidden: int = 0
-    heads: int = 2
     head_init: nn.initializers.Initializer = nn.initializers.zeros
     norm: bool = False
-    blocks: int = 0
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, z: jax.Array, a: jax.Array | None = None) -> tuple[jax.Array, ...]:
-        """z: [B, J], a: [B, 2A] where p(x|y, z) sees them -> `heads` pictures [B, H, W, 3], centred and scaled."""
-        height, width, channels = self.image_shape
+    def __call__(self, z: jax.Array, a: jax.Array | None = None) -> jax.Array:
+        """z: [B, J], a: [B, 2A] where p(x|y, z) sees them -> [B, H, W, heads]."""
+        height, width, _ = self.image_shape
         rows, columns = height // 2**STAGES, width // 2**STAGES
         depth = self.width * 2 ** (STAGES - 1)
         features = z
@@ -187,27 +339,16 @@ class LikelihoodNetwork(nn.Module):
         features = _as(self.dtype, features.reshape(len(z), rows, columns, depth))
         features = self._activate(features, "norm")
         for stage in range(STAGES - 1):
-            features = ConvTranspose(depth // 2 ** (stage + 1), name=f"conv{stage}")(features)
+            features = Up(depth // 2 ** (stage + 1), name=f"conv{stage}")(features)
             features = self._activate(features, f"norm{stage}")
-            for block in range(self.blocks):
-                features = Block(name=f"conv{stage}_block{block}")(features)
-        features = features.astype(z.dtype)
-        pictures = ConvTranspose(self.heads * channels, kernel_init=self.head_init, name="heads")(features)
-        mean, *others = jnp.split(pictures, self.heads, -1)
-        if self.linear_path:
-            if a is not None:
-                z += nn.Dense(z.shape[-1], use_bias=False, name="linear_attributes")(a)
-            small = nn.initializers.normal(0.02)
-            flat = nn.Dense(height * width * channels, use_bias=False, kernel_init=small, name="linear")(z)
-            mean += flat.reshape(mean.shape)
-        return mean, *others
+        return Up(self.heads, self.head_init, name="heads")(features.astype(z.dtype))
 
     def _activate(self, features: jax.Array, name: str) -> jax.Array:
         return nn.relu(nn.GroupNorm(num_groups=1, name=name)(features) if self.norm else features)
 
 
-class AttributeNetwork(nn.Module):
-    """h2: a latent to the parameters of q(y|z): `heads` values an attribute (logit, or mean and log-variance)."""
+class VectorAttributes(nn.Module):
+    """h2: a vector to the parameters of q(y|z): `heads` values an attribute (logit, or mean and log-variance)."""
 
     attributes: int
     heads: int
@@ -218,68 +359,3 @@ class AttributeNetwork(nn.Module):
         """z: [B, J] -> `heads` arrays [B, A]."""
         features = nn.softplus(nn.Dense(self.hidden, name="hidden")(z))
         return tuple(jnp.split(_head(self.heads * self.attributes, "heads")(features), self.heads, -1))
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions beside an identity, shifted and scaled by what is known; at the start the identity alone."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, known: jax.Array | None = None) -> jax.Array:
-        """x: [B, H, W, C], known: [B, K] or None -> [B, H, W, C]."""
-        size = x.shape[-1]
-        features = _norm(size)(x).astype(x.dtype)
-        if known is not None:
-            scale, shift = jnp.split(_head(2 * size, "known")(known)[:, None, None], 2, -1)
-            features = (1 + scale) * features + shift
-        features = nn.relu(Conv3(size, name="conv0")(nn.relu(features)))
-        return x + Conv3(size, nn.initializers.zeros, name="conv1")(features)
-
-
-def _norm(size: int) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=math.gcd(8, size))
-
-
-class VelocityNetwork(nn.Module):
-    """The flow prior's velocity at a latent, a time and attributes, by convolutions over the latent's picture.
-
-    A latent of faces is not an unordered vector: by a matrix, `pictures`, it is a picture of half the face's size, and
-    the velocity is a picture too, taken back by the same rows. Thus the network sees neighbouring pixels as such; one
-    of dense layers learns the 10,000 faces of LFW by heart instead. Three pictures are seen, with the matrix's rows at
-    their lengths, at the roots of these, and at length 1, so that neither coarse nor fine detail drowns.
-    Down to an eighth of the size and up again (Ronneberger, Fischer and Brox 2015).
-    """
-
-    width: int
-
-    @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, a: jax.Array, pictures: jax.Array) -> jax.Array:
-        """z: [B, J] of about unit deviation, t: [B] in [0, 1], a: [B, 2A], pictures: [J, H, W, 3] -> [B, J]."""
-        turns = jnp.pi * t[:, None] * 2.0 ** jnp.arange(TIMES)[None]
-        known = jnp.concatenate([jnp.sin(turns), jnp.cos(turns), a], -1)
-        known = nn.silu(nn.Dense(8 * self.width, name="known0")(known))
-        known = nn.silu(nn.Dense(8 * self.width, name="known1")(known))
-        rows = pictures.reshape(len(pictures), -1)
-        lengths = jnp.sqrt(jnp.square(rows).sum(1) + 1e-12)
-        rows /= lengths[:, None]
-        seen = []
-        for power in (1.0, 0.5, 0.0):
-            weights = lengths**power
-            deviation = jnp.sqrt(jnp.square(weights).sum() / rows.shape[1])
-            seen.append(((z * (weights / deviation)[None]) @ rows).reshape(len(z), *pictures.shape[1:]))
-        features = jnp.concatenate(seen, -1)
-        sizes, kept = [self.width, 3 * self.width, 8 * self.width], []
-        for stage, size in enumerate(sizes):
-            features = Conv(size, name=f"down{stage}")(features)
-            for block in range(BLOCKS[stage]):
-                features = Block(name=f"down{stage}_block{block}")(features, known)
-            kept.append(features)
-        whole = _norm(sizes[-1])(features).reshape(len(z), -1)
-        whole = nn.relu(nn.Dense(16 * self.width, name="whole")(jnp.concatenate([whole, known], -1)))
-        features += _head(features[0].size, "whole_back")(whole).reshape(features.shape)
-        for stage in (1, 0):
-            features = ConvTranspose(sizes[stage], name=f"up{stage}")(nn.relu(features)) + kept[stage]
-            for block in range(BLOCKS[stage]):
-                features = Block(name=f"up{stage}_block{block}")(features, known)
-        features = nn.relu(_norm(self.width)(features))
-        picture = ConvTranspose(pictures.shape[-1], kernel_init=nn.initializers.zeros, name="velocity")(features)
-        return picture.reshape(len(z), -1) @ rows.T

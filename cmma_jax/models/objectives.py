@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cmma_jax.models.distributions import fold_each, kl, split_each, standard_normal, standard_uniform, sum_event
-from cmma_jax.models.flow import log_ratio, matching
+from cmma_jax.models.flow import STEPS, log_prior, matching
 from cmma_jax.models.model import Model, Params
 from cmma_jax.models.networks import GROUP
 
@@ -16,22 +16,17 @@ class Terms(NamedTuple):
 
     Attributes:
       reconstruction: [B] log p(x|z) at one sample z ~ q(z|x, y) (Eqs. 8 and 11).
-      kl_latents: [B, J] KL[q(z|x, y) || p(z|y)] of each latent (Eq. 7); where the prior is a flow, an unbiased
-        estimate at that z.
+      kl: [B] KL[q(z|x, y) || p(z|y)] (Eq. 7); where the prior is a flow, an unbiased estimate at that z.
+      kl_latents: [B, J] that of each latent from the Gaussian prior, in closed form; without a flow kl is their sum.
       attributes: [B] log q(y|z) of the known attributes at that z; trains q(y|z) alone.
-      attributes_prior: [B] the same at one z ~ p(z|y): the paper's stand-in for log p(y) (end of 2.1); of a flow, at
-        one z of the Gaussian where it begins.
+      attributes_prior: [B] the same at one z of the Gaussian prior: the paper's stand-in for log p(y) (end of 2.1).
     """
 
     reconstruction: jax.Array
+    kl: jax.Array
     kl_latents: jax.Array
     attributes: jax.Array
     attributes_prior: jax.Array
-
-    @property
-    def kl(self) -> jax.Array:
-        """[B], the KL summed over the latents."""
-        return self.kl_latents.sum(-1)
 
     @property
     def bound(self) -> jax.Array:
@@ -40,8 +35,11 @@ class Terms(NamedTuple):
 
 
 def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array,
-         known: jax.Array | None = None) -> Terms:
+         known: jax.Array | None = None, steps: int = STEPS) -> Terms:
     """Returns the terms of the bound log p(x|y) >= E_q(z|x,y) log p(x|z) - KL[q(z|x,y) || p(z|y)] (Eq. 6).
+
+    Where p(x|z) is a discretised mixture it is that on log P(x|y) + D ln 255, the density whose integral over a
+    value's interval is its probability.
 
     Args:
       model: a CMMA or one of its kin.
@@ -52,9 +50,10 @@ def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Arra
       mask: [B, A] bool, the attributes that the networks see.
       known: [B, A] bool, the attributes on which log q(y|z) is scored; `mask` if not given. Training
         hides some known attributes from the networks, and q(y|z) learns to tell them.
+      steps: of a flow's solver.
     """
     known = mask if known is None else known
-    posterior_key, prior_key = split_each(key, 2)
+    posterior_key, prior_key, trace_key = split_each(key, 3)
     q, p = model.posterior(params, x, y, mask), model.prior(params, y, mask)
     z = q.sample(posterior_key)
     reconstruction = sum_event(model.likelihood(params, z, y, mask).log_prob(x))
@@ -64,8 +63,11 @@ def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Arra
             return jnp.zeros(len(x))
         return jnp.where(scored, model.attributes(params, z).log_prob(y), 0).sum(-1)
 
-    kl_latents = kl(q, p) - log_ratio(model, params, z, y, mask, fold_each(prior_key, 1))
-    return Terms(reconstruction, kl_latents, attribute_term(jax.lax.stop_gradient(z), known),
+    kl_latents = kl(q, p)
+    whole = sum_event(kl_latents)
+    if model.velocity is not None:
+        whole = -sum_event(q.entropy) - log_prior(model, params, z, y, mask, trace_key, steps)
+    return Terms(reconstruction, whole, kl_latents, attribute_term(jax.lax.stop_gradient(z), known),
                  attribute_term(p.sample(prior_key), mask))
 
 
@@ -75,21 +77,21 @@ def summary(terms: Terms) -> dict[str, jax.Array]:
             "attributes": terms.attributes, "attributes_prior": terms.attributes_prior}
 
 
-def hide_attributes(key: jax.Array, mask: jax.Array, rate: float) -> jax.Array:
-    """Returns a mask with attributes hidden from a fraction `rate` of the examples.
+def hide_attributes(key: jax.Array, mask: jax.Array, wholly: float, partly: float) -> jax.Array:
+    """Returns a mask with attributes hidden from some of the examples.
 
-    Half of those lose every attribute, which trains q(z|x) and p(z); the others keep each attribute with a
-    probability that is itself drawn from U(0, 1), which trains every degree of knowledge between.
+    A fraction `wholly` loses every attribute, which trains q(z|x) and p(z); a fraction `partly` keeps each attribute
+    with a probability that is itself drawn from U(0, 1), which trains every degree of knowledge between.
 
     Args:
       key: one key, or [B] keys.
       mask: [B, A] bool.
-      rate: in [0, 1]; 0 hides nothing.
+      wholly, partly: their sum in [0, 1]; 0 and 0 hide nothing.
     """
     which_key, keep_key, each_key = split_each(key, 3)
-    hidden = standard_uniform(which_key, (len(mask), 1)) < rate
-    keep = jnp.maximum(2 * standard_uniform(keep_key, (len(mask), 1)) - 1, 0)
-    return mask & (~hidden | (standard_uniform(each_key, mask.shape) < keep))
+    which = standard_uniform(which_key, (len(mask), 1))
+    rate = jnp.where(which < wholly, 0, jnp.where(which < wholly + partly, standard_uniform(keep_key, which.shape), 1))
+    return mask & (standard_uniform(each_key, mask.shape) < rate)
 
 
 def importance_weighted_bound(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array,
@@ -97,15 +99,15 @@ def importance_weighted_bound(model: Model, params: Params, key: jax.Array, x: j
     """Returns log 1/K sum_k p(x|z_k) p(z_k|y) / q(z_k|x, y), z_k ~ q(z|x, y): [B] nats.
 
     Its expectation rises with K = `samples` from the variational bound, K = 1, towards log p(x|y) (Burda, Grosse
-    and Salakhutdinov 2016). One sample is in memory at a time. A flow's density is computed exactly, as noise in it
-    would raise the expectation; that takes J times as long. Arguments as for `elbo`.
+    and Salakhutdinov 2016), for a Gaussian prior: a flow's density has noise, which inside the log would be a bias. One
+    sample is in memory at a time. Arguments as for `elbo`.
     """
     q, p = model.posterior(params, x, y, mask), model.prior(params, y, mask)
 
     def add(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
         z = q.sample(fold_each(key, k))
         log_weight = (sum_event(model.likelihood(params, z, y, mask).log_prob(x))
-                      + sum_event(p.log_prob(z) + log_ratio(model, params, z, y, mask)) - sum_event(q.log_prob(z)))
+                      + sum_event(p.log_prob(z)) - sum_event(q.log_prob(z)))
         return jnp.logaddexp(total, log_weight), None
 
     total, _ = jax.lax.scan(add, jnp.full(len(x), -jnp.inf), jnp.arange(samples))
@@ -164,34 +166,37 @@ def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: j
                     penalty, accuracy)
 
 
-def make_loss(model: Model, attribute_dropout: float, attribute_weight: float):
-    """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), what training minimises.
+def make_loss(model: Model, attribute_dropout: float, attribute_weight: float, kl_weight: float = 1.0):
+    """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), what the first stage minimises.
 
     The loss is -(bound + attribute_weight * attribute terms) / D, D the number of pixel values: of the order
-    of 1, so that gradients can be clipped at a norm that does not depend on the size of the face.
+    of 1, so that gradients can be clipped at a norm that does not depend on the size of the face. Its bound has the KL
+    `kl_weight` times (Higgins et al. 2017), the terms that are recorded once.
     """
 
     def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
         bound_key, hide_key = split_each(key, 2)
-        seen = hide_attributes(hide_key, mask, attribute_dropout)
+        seen = hide_attributes(hide_key, mask, attribute_dropout / 2, attribute_dropout / 2)
         terms = elbo(model, params, bound_key, x, y, seen, known=mask)
-        gain = terms.bound + attribute_weight * (terms.attributes + terms.attributes_prior)
+        gain = (terms.reconstruction - kl_weight * terms.kl
+                + attribute_weight * (terms.attributes + terms.attributes_prior))
         return -gain / x[0].size, summary(terms)
 
     return loss
 
 
-def make_flow_loss(model: Model, attribute_dropout: float):
-    """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms) of the flow prior alone.
+def make_flow_loss(model: Model, wholly: float, partly: float):
+    """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), what the second stage minimises.
 
-    The other networks get no gradient.
+    It is the matching error of the flow at z ~ q(z|x, y), y as far as it is known, of whose attributes some are hidden
+    from the flow alone. The encoder gets no gradient. With 0 and 0 nothing is hidden, and no unit is dropped.
     """
 
     def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
-        params = jax.lax.stop_gradient(params) | {"flow": params["flow"]}
-        match_key, hide_key = split_each(key, 2)
-        seen = hide_attributes(hide_key, mask, attribute_dropout)
-        error = matching(model, params, match_key, model.posterior(params, x, y, seen), y, seen)
+        match_key, hide_key, latent_key = split_each(key, 3)
+        z = jax.lax.stop_gradient(model.posterior(params, x, y, mask).sample(latent_key))
+        seen = hide_attributes(hide_key, mask, wholly, partly)
+        error = matching(model, params, match_key, z, y, seen, dropout=wholly + partly > 0)
         return error, {"matching": error}
 
     return loss

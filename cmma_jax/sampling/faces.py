@@ -11,22 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmma_jax.models.distributions import Gaussian, fold_each
-from cmma_jax.models.flow import Wanted, draw, to_gaussian, to_latent
+from cmma_jax.models.flow import STEPS, Wanted, draw, transport
 from cmma_jax.models.model import Model, Params
 
 LARGEST_BATCH = 256  # faces at once in `in_batches`
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="steps")
 def generate(model: Model, params: Params, key: jax.Array, y: jax.Array, mask: jax.Array,
-             temperature: float = 1.0, guidance: float | None = None) -> jax.Array:
-    """Returns faces [B, H, W, 3] in [0, 1]: means of p(x|z), z ~ p(z|y) with its deviation times temperature.
+             temperature: float = 1.0, guidance: float | None = None, *, steps: int = STEPS) -> jax.Array:
+    """Returns faces [B, H, W, 3] in [0, 1]: means of p(x|z), z ~ p(z|y) with its noise times temperature.
 
-    A temperature of 0 gives the face at the prior's mean ("the variance parameter of the noise set to 0",
+    A temperature of 0 gives the face at the noise's mean ("the variance parameter of the noise set to 0",
     section 4.5). key: one key, or [B] keys, one an example; y, mask: [B, A], unknown attributes masked out;
-    guidance: of a flow prior, as of `flow.draw`.
+    guidance, steps: of a flow, as of `flow.draw`.
     """
-    z = draw(model, params, key, y, mask, temperature, guidance)
+    z = draw(model, params, key, y, mask, temperature, guidance, steps)
     return jnp.clip(model.likelihood(params, z, y, mask).mean, 0, 1)
 
 
@@ -37,15 +37,19 @@ def reconstruct(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: 
     return jnp.clip(model.likelihood(params, z, y, mask).mean, 0, 1)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("literal", "keep_detail"))
+EDIT_SCALE = 3.0  # of a transported edit at intensity 1, by which it is plainly visible
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("literal", "keep_detail", "steps"))
 def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Array, new_y: jax.Array,
          new_mask: jax.Array, intensity: float | jax.Array = 1.0, *, literal: bool = False,
-         keep_detail: bool = False) -> jax.Array:
-    """Returns faces changed from attributes y to new_y (section 4.5): [B, H, W, 3] in [0, 1].
+         keep_detail: bool = True, steps: int = STEPS) -> jax.Array:
+    """Returns faces changed from attributes y to new_y: [B, H, W, 3] in [0, 1].
 
-    z = h(x, y) + intensity (f(new_y) - f(y)), all of them means; the face is the mean of p(x|z). Where the likelihood
-    sees attributes, as a CVAE's, it sees y + intensity (new_y - y). Where the prior is a flow, that step is taken in
-    the Gaussian from which it begins: the flow leads there under y, and back under new_y.
+    Under a flow, z ~ q(z|x, y) is led to the noise under y and back by velocity(y) + EDIT_SCALE intensity
+    (velocity(new_y) - velocity(y)) (`flow.transport`). Under a Gaussian prior (section 4.5), z = h(x, y) + intensity
+    (f(new_y) - f(y)), all of them means. The face is the mean of p(x|z); where the likelihood sees attributes, as a
+    CVAE's, it sees y + intensity (new_y - y).
 
     Args:
       model: one with a posterior.
@@ -53,29 +57,34 @@ def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Arr
       x: the faces.
       y, mask: their attributes.
       new_y, new_mask: those that they are to have.
-      intensity: a number or [B]; 0 changes nothing, 1 is new_y, what lies outside extrapolates.
-      literal: whether h sees new_y, as step 2 of the paper has it, which counts the change twice.
+      intensity: a number or [B]; 0 changes nothing, 1 is plainly visible, what lies outside extrapolates.
+      literal: of a Gaussian prior, whether h sees new_y, as step 2 of the paper has it, which counts the change twice.
       keep_detail: whether what the model cannot reproduce of a face, x less its reconstruction, is added again; then
         an edit that changes nothing returns x itself.
+      steps: of a flow's solver, each way.
     """
     intensity = jnp.broadcast_to(jnp.asarray(intensity, x.dtype), (len(x),))[:, None]
-    seen = (new_y, new_mask) if literal else (y, mask)
-    z = to_gaussian(model, params, model.posterior(params, x, *seen).mean, Wanted(*seen))
-    change = model.prior(params, new_y, new_mask).mean - model.prior(params, y, mask).mean
-
-    def decode(args: tuple[jax.Array, ...]) -> jax.Array:
-        place, weight, seen_mask = args
-        latent = to_latent(model, params, place + weight * change, Wanted(new_y, new_mask), other=Wanted(y, mask),
-                           weight=weight)
-        return model.likelihood(params, latent, y + weight * (new_y - y), seen_mask).mean
-
+    start = _latent(model, params, x, y, mask)
+    if model.velocity is not None:
+        end = transport(model, params, start, Wanted(y, mask), Wanted(new_y, new_mask), EDIT_SCALE * intensity, steps)
+    else:
+        begun = _latent(model, params, x, new_y, new_mask) if literal else start
+        end = begun + intensity * (model.prior(params, new_y, new_mask).mean - model.prior(params, y, mask).mean)
+    seen, seen_mask = y + intensity * (new_y - y), jnp.where(intensity == 0, mask, new_mask)
     if not keep_detail:
-        return jnp.clip(decode((z, intensity, new_mask)), 0, 1)
-    start = z if not literal else to_gaussian(model, params, model.posterior(params, x, y, mask).mean, Wanted(y, mask))
-    # The same loop body decodes both, so that equal latents give equal faces to the last bit.
-    after, before = jax.lax.map(decode, jax.tree.map(lambda a, b: jnp.stack([a, b]), (z, intensity, new_mask),
-                                                     (start, jnp.zeros_like(intensity), mask)))
-    return jnp.clip(x + (after - before), 0, 1)
+        return jnp.clip(model.likelihood(params, end, seen, seen_mask).mean, 0, 1)
+    # One batch decodes both, so that equal latents give equal faces to the last bit.
+    both = (jnp.concatenate(pair) for pair in ((end, start), (seen, y), (seen_mask, mask)))
+    after, before = jnp.split(model.likelihood(params, *both).mean, 2)
+    unchanged = (intensity == 0)[:, :, None, None]
+    return jnp.where(unchanged, x, jnp.clip(x + (after - before), 0, 1))
+
+
+def _latent(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns [B, J], where an edit begins: a draw from q(z|x, y) where a flow is trained on such, else its mean."""
+    q = model.posterior(params, x, y, mask)
+    return q.mean if model.velocity is None else q.sample(jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(0), jnp.zeros(len(x), int)))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("samples", "steps"))

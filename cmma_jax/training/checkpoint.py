@@ -26,11 +26,17 @@ from cmma_jax.models.spec import Spec
 from cmma_jax.training.config import Config
 from cmma_jax.training.parallel import on_all_processes
 
+FIRST, FLOW = "checkpoints", "flow"  # the folders, in a run's, of its first stage and of its flow's
 RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's number of epochs
 ON_HOST = ocp.RestoreArgs(restore_type=np.ndarray)
 SAVE_SECONDS = 300  # in which a save must end: one that hangs is told as an error, and not waited for for ever
 DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES)
 UNSUMMED = {"config", "spec", "metrics"}  # all that the facts held before there were sums
+
+
+def has_checkpoints(folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds a checkpoint."""
+    return any(path.name.isdecimal() for path in folder.glob("*"))
 
 
 class Checkpoints(NamedTuple):
@@ -90,9 +96,13 @@ class Checkpoints(NamedTuple):
         """
         return self._restore(like, step, partial=False)
 
-    def restore_params(self, like: Any, step: int | None = None) -> Any:
-        """Returns a step's parameters alone, in the structure of `like`; raises as `restore`."""
-        return self._restore({"params": like}, step, partial=True)["params"]
+    def restore_params(self, params: Any, step: int | None = None, frozen: Any = None) -> Any:
+        """Returns a step's parameters alone, those that were trained and those that were frozen, in their structures;
+        raises as `restore`.
+        """
+        like = {"params": params} | ({"frozen": frozen} if frozen else {})
+        found = self._restore(like, step, partial=True)
+        return found["params"] | found.get("frozen", {})
 
     def facts(self, step: int | None = None) -> tuple[Config, Spec, dict[str, float]]:
         """Returns the config, the data's description and the metrics of a step (the latest if None)."""

@@ -6,6 +6,7 @@ read is numbers and names. The same model gives the same bytes.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -18,16 +19,16 @@ import safetensors.numpy
 from cmma_jax.data.files import write_whole
 from cmma_jax.data.images import one_line
 from cmma_jax.errors import InputError
-from cmma_jax.models.model import Model, Params, make_model
+from cmma_jax.models.model import Model, Params, all_params, make_model
 from cmma_jax.models.spec import Spec
 from cmma_jax.training.config import Config
 
 SHIPPED = pathlib.Path(__file__).parent.parent / "pretrained"
 SUFFIX = ".safetensors"
-VERSION = 1
+VERSION = 2
 # Paths and hosts of the machine that trained a model: nobody else's concern, and not in the file.
 PLACES: dict[str, Any] = {name: getattr(Config(), name)
-                          for name in ("data_dir", "run_dir", "start_from", "coordinator")}
+                          for name in ("data_dir", "run_dir", "cache", "coordinator")}
 MEAN_FACE, PARAMS = "spec/mean_face", "params/"
 
 
@@ -75,7 +76,7 @@ def read_compact(path: pathlib.Path) -> tuple[Config, Spec, int, int, Model, Par
             try:
                 config, spec, step, epoch = _facts(metadata["cmma_jax"], file.get_tensor(MEAN_FACE))
                 model = make_model(config, spec)
-                like = jax.eval_shape(model.init, jax.random.key(0))
+                like = jax.eval_shape(functools.partial(all_params, model), jax.random.key(0))
             except Exception as error:  # whatever JSON and the constructors say of what nobody has checked
                 raise _wrong(path, one_line(error)) from error
             wanted = {PARAMS + name: ("F16", tuple(a.shape))
@@ -95,6 +96,9 @@ def read_compact(path: pathlib.Path) -> tuple[Config, Spec, int, int, Model, Par
 def _facts(text: str, mean_face: np.ndarray) -> tuple[Config, Spec, int, int]:
     """Returns what the metadata say; raises ValueError, or whatever else, where they make no sense."""
     facts = json.loads(text)
+    if facts["version"] == 1:
+        raise ValueError("it was made by cmma_jax 0.1, whose networks are others: train the model again with this "
+                         "version, or install cmma_jax 0.1 to use it as it is")
     if facts["version"] != VERSION:
         raise ValueError(f"it is of version {facts['version']!r}, expected {VERSION}")
     config, step, epoch = Config.from_json(json.dumps(facts["config"])), facts["step"], facts["epoch"]

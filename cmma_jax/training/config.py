@@ -6,16 +6,16 @@ import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cmma_jax.errors import InputError, did_you_mean
-from cmma_jax.models.architecture import Architecture, ModelName
+from cmma_jax.models.architecture import Architecture, ModelName, check
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Architecture):
     """A run's settings. Every field, the architecture's among them, is a flag of train.py and a key of config.json."""
 
-    preset: Literal["default", "best", "paper", "gauthier"] = "default"
-    """Where the other settings start: default (trains better), best (default with a flow prior), paper (as published),
-    gauthier (a CGAN as in Gauthier 2015). Flags override it."""
+    preset: Literal["default", "paper", "gauthier"] = "default"
+    """Where the other settings start: default, paper (as published), gauthier (a CGAN as in Gauthier 2015). Flags
+    override it."""
     dataset: str = "synthetic"
     """synthetic (embedded), lfw, folder (images and attributes.csv), or tfds/NAME, e.g. tfds/celeb_a."""
     data_dir: str = "data"
@@ -33,39 +33,41 @@ class Config(Architecture):
     run_dir: str = ""
     """Where checkpoints and records go; empty: runs/<model>-<dataset>."""
 
-    epochs: int = 12
-    """Passes over the training faces; a finished run goes on when this grows."""
+    epochs: int = 10
+    """Passes over the training faces of the first stage, which trains f, g, h and h2 by the bound; a finished run goes
+    on when this grows, if it has no flow, which belongs to the latents that it was trained on."""
+    flow_epochs: int = 60
+    """Passes of the second stage, which trains the flow on the latents of the first's best epoch; 0 with
+    --prior=gaussian."""
     batch_size: int = 100
     """Faces a step, over all devices together."""
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
-    """adagrad is the paper's, with an accumulator that starts at 0; sgd has momentum."""
-    learning_rate: float = 1e-3
-    """The highest; a linear warm-up leads to it."""
+    """Of the first stage; adagrad is the paper's, with an accumulator that starts at 0; sgd has momentum."""
+    learning_rate: float = 2e-3
+    """The highest of the first stage; a linear warm-up leads to it."""
+    flow_rate: float = 1e-3
+    """The highest of the second stage, whose optimiser is AdamW."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """After the warm-up: constant, or a cosine down to 0 at the last step."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up."""
+    """After the warm-up: constant, or a cosine down to 0 at a stage's last step."""
+    warmup_steps: int = 200
+    """Steps of linear warm-up, of each stage."""
     clip_norm: float = 1.0
-    """Gradients are clipped at this global norm (of the loss in nats a pixel value); 0: not at all."""
-    weight_decay: float = 0.0
-    """adam: the share of the learning rate by which weights shrink in a step; not those of the linear paths."""
-    average: float = 0.0
-    """Decay, a step, of the moving average of the parameters that is evaluated and kept; 0: the last ones are."""
+    """Gradients are clipped at this global norm (of the bound's loss in nats a pixel value); 0: not at all."""
+    average: float = 0.998
+    """Decay, a step, of the first stage's moving average of the parameters, which is evaluated and kept; 0: the last
+    ones are. The second stage's is 0.9995."""
     momentum: float = 0.5
     """sgd: momentum at the start."""
     final_momentum: float = 0.7
     """sgd: momentum from epoch 250 on; it rises evenly until then."""
-
-    start_from: str = ""
-    """--prior=flow: the folder of that run; empty: runs/<model>-<dataset>. A second seed's is that with -seed<S>."""
-    linear_rate: float = 0.02
-    """Factor on the updates of those matrices, whose many weights each should move little."""
     mirror: bool = True
     """Train on mirrored faces as well, half of the time."""
     attribute_dropout: float = 0.25
-    """Fraction of training faces that lose some or all attributes; 0 is the strict paper model."""
+    """Fraction of training faces that lose some or all attributes in the first stage; 0 is the strict paper model."""
     attribute_weight: float = 1.0
     """Weight of the joint term log q(y|z), which is in no reported bound."""
+    kl_weight: float = 1.0
+    """Weight of z's KL in the first stage's loss: above 1, z holds less. Every reported bound has it once."""
 
     discriminator_rate: float = 1.0
     """cgan: factor on the discriminator's learning rate."""
@@ -73,6 +75,8 @@ class Config(Architecture):
     """cgan: fraction of the pixel values that the discriminator does not see."""
     gradient_penalty: float = 1.0
     """cgan: weight of the squared gradient of the discriminator at real faces."""
+    weight_variance: float = 1.0
+    """cgan: factor on the variance of the initial weights."""
 
     seed: int = 0
     """Of the parameters, the order of the faces, and the noise."""
@@ -96,36 +100,31 @@ class Config(Architecture):
     """Epochs between pictures of originals, reconstructions and samples."""
 
     def __post_init__(self) -> None:
-        positive = ("image_size", "epochs", "batch_size", "learning_rate", "latent_size", "width", "prior_hidden",
-                    "weight_variance", "checkpoint_every", "grid_every")
-        for name in positive:
-            _check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("warmup_steps", "attribute_weight", "seed", "devices", "process_id", "num_processes",
-                     "linear_rate", "clip_norm", "discriminator_rate", "gradient_penalty", "weight_decay", "blocks"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
+        super().__post_init__()
+        for name in ("image_size", "epochs", "batch_size", "learning_rate", "flow_rate", "weight_variance",
+                     "checkpoint_every", "grid_every"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        for name in ("warmup_steps", "attribute_weight", "kl_weight", "seed", "devices", "process_id", "num_processes",
+                     "clip_norm", "discriminator_rate", "gradient_penalty"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
         for name in ("momentum", "final_momentum", "discriminator_dropout", "average"):
-            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
-        _check(bool(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds)), "seeds", self.seeds,
-               "whole numbers with commas between")
-        if self.model == "cgan":
-            _check(self.precision == "float32", "precision", self.precision, "float32: a CGAN's networks have no other")
-        if self.optimizer != "adam":
-            _check(self.weight_decay == 0, "weight_decay", self.weight_decay,
-                   f"0: it is adam's, not {self.optimizer}'s")
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        check(bool(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds)), "seeds", self.seeds,
+              "whole numbers with commas between")
+        check(self.process_id < max(1, self.num_processes), "process_id", self.process_id,
+              f"below num_processes, {self.num_processes}")
         if self.prior == "flow":
-            _check(self.model != "cgan", "prior", self.prior, "gaussian; a CGAN's noise stays as it is")
-            _check(self.linear_path, "linear_path", self.linear_path, "it: it makes a picture of z for the flow")
-        _check(self.process_id < max(1, self.num_processes), "process_id", self.process_id,
-               f"below num_processes, {self.num_processes}")
+            check(self.flow_epochs > 0, "flow_epochs", self.flow_epochs, "a number above 0, or --prior=gaussian")
+
+    @property
+    def all_epochs(self) -> int:
+        """The epochs of both stages."""
+        return self.epochs + (self.flow_epochs if self.prior == "flow" else 0)
 
     def run_path(self) -> str:
         """Returns run_dir, or where the run lies if it was not given."""
-        return self.run_dir or self.start_path() + ("-flow" if self.prior == "flow" else "")
-
-    def start_path(self) -> str:
-        """Returns start_from, or where the run with a Gaussian prior lies if it was not given."""
-        return self.start_from or f"runs/{self.model}-{self.dataset.replace('/', '-')}"
+        return self.run_dir or f"runs/{self.model}-{self.dataset.replace('/', '-')}"
 
     def to_json(self) -> str:
         """Returns the settings as JSON text; `from_json` is its exact inverse."""
@@ -136,7 +135,7 @@ class Config(Architecture):
         """Reads settings back.
 
         Raises:
-          InputError: the text is no JSON object, or has an unknown setting or a value that is none.
+          InputError: the text is no JSON object, is of another version, or has a value that is none.
         """
         try:
             fields = json.loads(text)
@@ -144,6 +143,9 @@ class Config(Architecture):
             raise InputError(f"config.json is not JSON ({error}); restore it or start a new --run_dir") from error
         if not isinstance(fields, dict):
             raise InputError("config.json holds no JSON object; restore it or start a new --run_dir")
+        if "linear_path" in fields:
+            raise InputError("this run was made by cmma_jax 0.1, whose networks are others; train it again with this "
+                             "version into a new --run_dir, or install cmma_jax 0.1 to use it as it is")
         kinds = get_type_hints(cls)
         for name, value in fields.items():
             if name not in kinds:
@@ -155,32 +157,21 @@ class Config(Architecture):
 
 
 # Settings that say where and how a run is carried out, and not what it computes: they may change on a resume.
-MAY_CHANGE = ("data_dir", "data_on_device", "cache", "run_dir", "start_from", "epochs", "seeds", "devices", "parallel",
+MAY_CHANGE = ("data_dir", "data_on_device", "cache", "run_dir", "epochs", "flow_epochs", "seeds", "devices", "parallel",
               "coordinator", "num_processes", "process_id", "resume", "checkpoint_every", "grid_every")
 
 
 def default(model: ModelName, dataset: str) -> Config:
-    """The best that trains in minutes: Adam, a falling learning rate, linear paths beside the networks.
+    """z a map, a mixture of logistics, and a flow by a transformer.
 
     python train.py --model=cmma
-      validation bound 23,504 nats (embedded faces); 2 shared CPU cores, 5 minutes.
     python train.py --model=cmma --dataset=lfw --data_dir=DIR
-      validation bound 28,200 nats, in epoch 9 of 10; --model=cvae: 28,304, --model=vae: 28,246; 2 shared CPU cores,
-      5 to 10 minutes each.
     """
     if model == "cgan":
         return dataclasses.replace(paper(model, dataset), preset="default")
-    return Config(model=model, dataset=dataset, epochs=12 if dataset == "synthetic" else 10)
-
-
-def best(model: ModelName, dataset: str) -> Config:
-    """The default preset's networks with a flow prior, which is trained once they are.
-
-    python train.py --model=cmma --dataset=lfw --data_dir=DIR
-    python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=best
-      validation bound 28,307 nats; 2 shared CPU cores, 43 minutes after the first command's.
-    """
-    return dataclasses.replace(default(model, dataset), preset="best", prior="flow", epochs=35)
+    if dataset == "synthetic":  # drawn faces: smaller networks do, in minutes
+        return Config(model=model, dataset=dataset, width=24, epochs=10, flow_width=128, flow_blocks=4, flow_epochs=40)
+    return Config(model=model, dataset=dataset)
 
 
 def paper(model: ModelName, dataset: str) -> Config:
@@ -192,7 +183,8 @@ def paper(model: ModelName, dataset: str) -> Config:
       diversity 0.83; learning rates and initial variance by `benchmarks.search_cgan`; 2 shared CPU cores, 25 minutes.
     """
     start = Config(model=model, preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
-                   schedule="constant", warmup_steps=200, linear_path=False, mirror=False, attribute_dropout=0.0)
+                   schedule="constant", mirror=False, attribute_dropout=0.0, latent_size=500, width=32,
+                   likelihood="gaussian", prior="gaussian", average=0.0)
     if model == "cgan":
         return dataclasses.replace(start, learning_rate=0.01, weight_variance=0.25, clip_norm=0)
     return start
@@ -202,13 +194,12 @@ def gauthier(model: ModelName, dataset: str) -> Config:
     """A CGAN with the settings of Gauthier (2015), which were found for faces of 32x32."""
     if model != "cgan":
         raise InputError(f"--preset=gauthier is a CGAN's; give --model=cgan, or another preset for --model={model}")
-    return Config(model=model, preset="gauthier", dataset=dataset, epochs=500, batch_size=128, optimizer="sgd",
-                  learning_rate=0.004, schedule="constant", warmup_steps=0, clip_norm=0, momentum=0.5,
-                  final_momentum=0.7, latent_size=100, linear_path=False, mirror=False, attribute_dropout=0.0,
-                  discriminator_dropout=0.5)
+    return dataclasses.replace(paper(model, dataset), preset="gauthier", batch_size=128, optimizer="sgd",
+                               learning_rate=0.004, warmup_steps=0, momentum=0.5, final_momentum=0.7, latent_size=100,
+                               weight_variance=1.0, discriminator_dropout=0.5)
 
 
-PRESETS = {"default": default, "best": best, "paper": paper, "gauthier": gauthier}
+PRESETS = {"default": default, "paper": paper, "gauthier": gauthier}
 
 
 def _is_a(kind: Any, value: object) -> bool:
@@ -217,8 +208,3 @@ def _is_a(kind: Any, value: object) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _check(good: bool, name: str, value: object, expected: str) -> None:
-    if not good:  # a NaN compares false, and so ends here too
-        raise InputError(f"--{name}={value} is out of range; give {expected}")

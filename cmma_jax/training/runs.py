@@ -1,5 +1,7 @@
 """Finished runs: where they are, and their best checkpoint as a model with its parameters."""
 
+import dataclasses
+import functools
 import json
 import pathlib
 from typing import NamedTuple
@@ -9,10 +11,10 @@ import jax
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset
 from cmma_jax.errors import InputError
-from cmma_jax.models.model import Model, Params, make_model
+from cmma_jax.models.model import Model, Params, all_params, make_model
 from cmma_jax.models.spec import Spec
 from cmma_jax.training import parallel
-from cmma_jax.training.checkpoint import open_checkpoints
+from cmma_jax.training.checkpoint import FIRST, FLOW, has_checkpoints, open_checkpoints
 from cmma_jax.training.compact import read_compact, shipped, write_compact
 from cmma_jax.training.config import Config
 from cmma_jax.training.records import read_metrics
@@ -55,25 +57,31 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
       InputError: there is no run, it is damaged, or it is not finished and `unfinished` is false.
     """
     path = pathlib.Path(path)
-    if not (path / "checkpoints").is_dir():
+    if not (path / FIRST).is_dir():
         file = path if path.is_file() else shipped().get(str(path))
         if file is None:
             raise InputError(f"no run in {path}, nor does a model of that name come with the package (it has: "
                              f"{', '.join(shipped()) or 'none'}); train one: python -m cmma_jax train --run_dir={path}")
         return Run(file, *read_compact(file))
-    with open_checkpoints(path / "checkpoints") as checkpoints:
+    flow = has_checkpoints(path / FLOW)
+    with open_checkpoints(path / (FLOW if flow else FIRST)) as checkpoints:
         if not checkpoints.steps():
             raise InputError(f"the run in {path} has no checkpoint yet; its training must pass its first epoch")
         last, _, _ = checkpoints.facts()
         epoch = max((int(record["epoch"]) for record in read_metrics(path)), default=0)
-        if epoch < last.epochs and not unfinished:
-            raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.epochs}; the command that began "
-                             "it goes on with it, or give --unfinished to take it as it is")
+        if epoch < last.all_epochs and not unfinished:
+            reached = "" if flow or last.prior == "gaussian" or epoch < last.epochs else ", before its flow"
+            raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.all_epochs}{reached}; the command "
+                             "that began it goes on with it, or give --unfinished to take it as it is")
         step = checkpoints.best_step()
         assert step is not None  # there is a checkpoint, and so a best one
         config, spec, _ = checkpoints.facts(step)
+        if not flow:  # a flow that was never reached: the first stage's prior stands in for it
+            config = dataclasses.replace(config, prior="gaussian")
         model = make_model(config, spec)
-        params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step)
+        like = jax.eval_shape(functools.partial(all_params, model), jax.random.key(0))
+        trained = {"flow": like.pop("flow")} if flow else like
+        params = checkpoints.restore_params(trained, step, like if flow else None)
     params = jax.device_put(params)  # once: a compiled function would copy the host's arrays at every call
     return Run(path, config, spec, step, epoch, model, params)
 
@@ -107,7 +115,7 @@ def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
         except (InputError, TypeError):
             continue  # of another program, or of a newer version of this one
         records = read_metrics(path.parent)
-        if records and (unfinished or records[-1]["epoch"] >= config.epochs):
+        if records and (unfinished or records[-1]["epoch"] >= config.all_epochs):
             found.append(((path.parent / "metrics.jsonl").stat().st_mtime, path.parent, config))
     found.sort(key=lambda entry: entry[0], reverse=True)
     found = [entry for entry in found if not model or entry[2].model == model]
@@ -132,7 +140,7 @@ def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
 
 def _but_seed(config: Config) -> dict:
     fields = json.loads(config.to_json())
-    for name in ("seed", "seeds", "run_dir", "start_from", "data_dir", "data_on_device", "cache", "devices", "resume"):
+    for name in ("seed", "seeds", "run_dir", "data_dir", "data_on_device", "cache", "devices", "resume"):
         del fields[name]
     return fields
 

@@ -24,64 +24,72 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32, steps taken.
-      params: the model's parameters, those to be evaluated.
+      params: those that are trained, as they are to be evaluated.
       opt_state: the optimiser's.
       moving: the parameters that the steps move, where `params` are their average; else empty.
+      frozen: the model's other parameters, which an earlier stage trained.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     moving: Any = ()
+    frozen: Any = ()
+
+    @property
+    def whole(self) -> Any:
+        """The model's parameters, trained and frozen."""
+        return {**(self.frozen or {}), **self.params}
+
+
+def begin(params: Any, optimizer: optax.GradientTransformation, average: float = 0.0, frozen: Any = ()) -> TrainState:
+    """Returns the state before the first step."""
+    return TrainState(jnp.int32(0), params, optimizer.init(params), params if average else (), frozen)
 
 
 def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimiser and its learning rate as a function of the step.
+    """Returns the first stage's optimiser and its learning rate as a function of the step.
 
     adagrad starts with an accumulator of 0, as Torch7's does: with optax's 0.1 the first steps differ
     300-fold. Its first gradients stay in the accumulator for ever, so that it needs both the warm-up and the
-    clipping. Parameters whose name begins with "linear" are the large matrices whose every weight Adam would
-    otherwise move as far as a small layer's: their updates are multiplied by `linear_rate`.
+    clipping.
 
     Args:
-      config: optimizer, learning_rate, schedule, warmup_steps, clip_norm, momentum, final_momentum, linear_rate,
-        weight_decay, discriminator_rate, epochs, prior.
+      config: optimizer, learning_rate, schedule, warmup_steps, clip_norm, momentum, final_momentum,
+        discriminator_rate, epochs.
       steps_per_epoch: gives the schedules' lengths in steps.
     """
-    steps = steps_per_epoch * config.epochs
-    warmup_steps = min(config.warmup_steps, steps // 2)
-    highest = config.learning_rate
-    after = {"constant": optax.constant_schedule(highest),
-             "cosine": optax.cosine_decay_schedule(highest, max(steps - warmup_steps, 1))}[config.schedule]
-    warmup = optax.linear_schedule(highest / max(warmup_steps, 1), highest, max(warmup_steps, 1))
-    rate = optax.join_schedules([warmup, after], [warmup_steps])
+    rate = _rate(config, config.learning_rate, steps_per_epoch * config.epochs)
     momentum = optax.linear_schedule(config.momentum, config.final_momentum, MOMENTUM_EPOCHS * steps_per_epoch)
-    rule = {"adam": lambda: optax.adamw(rate, weight_decay=config.weight_decay, mask=_decayed),
+    rule = {"adam": lambda: optax.adam(rate),
             "adagrad": lambda: optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-10),
             "sgd": lambda: optax.inject_hyperparams(optax.sgd)(rate, momentum)}[config.optimizer]()
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    whole = optax.chain(clip, rule, optax.masked(optax.scale(config.linear_rate), _named("linear")),
-                        optax.masked(optax.scale(config.discriminator_rate), _named("discriminator")))
-    if config.prior == "flow":  # all else has zero gradients, and stays
-        whole = optax.masked(whole, _named("flow"))
-    return whole, rate
+    return optax.chain(clip, rule, optax.masked(optax.scale(config.discriminator_rate), _discriminator)), rate
 
 
-def _decayed(params: Any) -> Any:
-    linear = _named("linear")(params)
-    return jax.tree.map(lambda leaf, linear: leaf.ndim > 1 and not linear, params, linear)
+def make_flow_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the second stage's optimiser, AdamW (Loshchilov and Hutter 2019), and its learning rate."""
+    rate = _rate(config, config.flow_rate, steps_per_epoch * config.flow_epochs)
+    rule = optax.adamw(rate, b2=0.99, weight_decay=0.01, mask=lambda params: jax.tree.map(lambda a: a.ndim > 1, params))
+    return optax.chain(optax.clip_by_global_norm(1.0), rule), rate
 
 
-def _named(prefix: str) -> Callable[[Any], Any]:
-    def named(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: any(str(getattr(key, "key", "")).startswith(prefix) for key in path), params)
+def _rate(config: Config, highest: float, steps: int) -> optax.Schedule:
+    warmup_steps = min(config.warmup_steps, steps // 2)
+    after = {"constant": optax.constant_schedule(highest),
+             "cosine": optax.cosine_decay_schedule(highest, max(steps - warmup_steps, 1))}[config.schedule]
+    warmup = optax.linear_schedule(highest / max(warmup_steps, 1), highest, max(warmup_steps, 1))
+    return optax.join_schedules([warmup, after], [warmup_steps])
 
-    return named
+
+def _discriminator(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(getattr(key, "key", "") == "discriminator" for key in path), params)
 
 
 def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int, batch_size: int, mirror: bool,
-              placement: Placement, average: float = 0.0) -> Callable[[TrainState, Faces], tuple[TrainState, dict]]:
+              placement: Placement, average: float = 0.0, stage: int = 1) -> Callable[[TrainState, Faces], tuple[TrainState, dict]]:
     """Returns step(state, batch) -> (state, means over the batch), a pure function; batch: a device's share of it.
 
     Each example's noise comes from (seed, step, its number in the whole batch): no device count changes what is
@@ -95,8 +103,9 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
       mirror: whether each face is mirrored half of the times.
       placement: where it runs.
       average: decay of the parameters' moving average, begun with a shorter memory; 0: there is none.
+      stage: another one has other noise.
     """
-    noise = jax.random.fold_in(jax.random.key(seed), 1)
+    noise = jax.random.fold_in(jax.random.key(seed), stage)
 
     def step(state: TrainState, batch: Faces) -> tuple[TrainState, dict]:
         moving = state.moving if average else state.params
@@ -108,7 +117,7 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
             x = mirror_some(mirror_keys, x)
 
         def mean_loss(params):
-            losses, terms = loss(params, keys, x, y, mask)
+            losses, terms = loss({**(state.frozen or {}), **params}, keys, x, y, mask)
             return losses.mean(), terms
 
         (value, terms), gradients = jax.value_and_grad(mean_loss, has_aux=True)(moving)
@@ -118,38 +127,38 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
         updates, opt_state = optimizer.update(gradients, state.opt_state, moving)
         moving = optax.apply_updates(moving, updates)
         if not average:
-            return TrainState(state.step + 1, moving, opt_state), means
+            return state._replace(step=state.step + 1, params=moving, opt_state=opt_state), means
         keep = jnp.minimum(average, (1 + state.step) / (10 + state.step))
         params = jax.tree.map(lambda old, new: new + keep * (old - new), state.params, moving)
-        return TrainState(state.step + 1, params, opt_state, moving), means
+        return TrainState(state.step + 1, params, opt_state, moving, state.frozen), means
 
     return step
 
 
 def make_run(step: Callable, placement: Placement) -> Callable[[TrainState, tuple], tuple[TrainState, dict]]:
-    """Returns run(state, (faces, batches)): n steps as one compiled `lax.scan`; the means come back as [n] arrays.
+    """Returns run(state, (faces, batch)), a compiled step.
 
-    faces are all of them, on the devices, and batches the row numbers [n, B] of n batches; or faces is None, and
-    batches are those faces themselves, [n, B, ...] each, every device with its share of B: they were streamed.
+    faces are all of them, on the devices, and batch its row numbers, [1, B]; or faces is None, and batch is those faces
+    themselves, [1, B, ...] each, every device with its share of B: they were streamed.
+
+    Several steps are not one `lax.scan`: inside a loop XLA's convolutions have gradients on a CPU that take a hundred
+    times as long, and a step takes longer than its dispatch everywhere.
     """
 
     def run(state: TrainState, data: tuple[Faces | None, Any]) -> tuple[TrainState, dict]:
-        faces, batches = data
-
-        def one(state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-            if faces is not None:
-                rows = placement.share(batch)
-                batch = Faces(*(a[rows] for a in faces))
-            return step(state, batch)
-
-        return jax.lax.scan(one, state, batches)
+        faces, batch = data
+        batch = jax.tree.map(lambda a: a[0], batch)
+        if faces is not None:
+            rows = placement.share(batch)
+            batch = Faces(*(a[rows] for a in faces))
+        return step(state, batch)
 
     return placement.compile(run)
 
 
 def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, seed: int, batch_size: int, epochs: int,
         steps_per_call: int, on_device: bool = True) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
-    """Trains to the end of `epochs`, from wherever the state stands, and yields after every call.
+    """Trains to the end of `epochs`, from wherever the state stands, and yields after every few steps.
 
     The batches' rows come from (seed, step), wherever the faces are, so the parameters are the same to the last bit.
 
@@ -161,13 +170,13 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, se
       seed: of the order.
       batch_size: faces a step, over all devices.
       epochs: to train in all.
-      steps_per_call: steps between looks from outside: a whole epoch where steps are fast. Calls end at epochs' ends.
+      steps_per_call: steps between looks from outside: many where steps are fast. Looks are taken at epochs' ends.
       on_device: whether all faces are put on every device. If not, threads read the batches ahead of the steps, each
         process its own rows of them.
 
     Yields:
       (state on the devices, means of the steps just taken as [n] NumPy arrays). The state is donated to the
-      next call: who wants to keep it copies it first.
+      next step: who wants to keep it copies it first.
 
     Raises:
       InputError: a loss or a gradient was not finite; the step is named, and nothing is yielded after it.
@@ -177,23 +186,26 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, se
     state = placement.put(state)
     if on_device:
         whole = placement.put(faces)
-        calls: Generator[tuple[Any, Any], None, None] = ((whole, placement.put(each)) for each in rows)
+        calls: Generator[list, None, None] = ([(whole, placement.put(row[None])) for row in each] for each in rows)
     else:
-        def read(each: np.ndarray) -> tuple[None, Faces]:
+        def read(each: np.ndarray) -> list:
             mine = each[:, placement.rows]
-            return None, placement.split(Faces(*(a[mine] for a in faces)))
+            return [(None, placement.split(Faces(*(a[row[None]] for a in faces)))) for row in mine]
 
         calls = read_ahead(read, rows)
     with contextlib.closing(calls):
         for call in calls:
-            state, means = run(state, call)
-            means = jax.tree.map(np.asarray, placement.get(means))
-            watched = {"the loss": means["loss"], "the gradient's norm": means["gradient_norm"]}
+            taken = []
+            for data in call:
+                state, means = run(state, data)
+                taken.append(placement.get(means))
+            found = {name: np.stack([np.asarray(means[name]) for means in taken]) for name in taken[0]}
+            watched = {"the loss": found["loss"], "the gradient's norm": found["gradient_norm"]}
             bad = np.flatnonzero(~np.isfinite(sum(watched.values())))
             if bad.size:
                 name, value = next((name, each[bad[0]]) for name, each in watched.items()
                                    if not np.isfinite(each[bad[0]]))
                 raise InputError(f"{name} was {value} at step {done + bad[0] + 1}; the last checkpoint before it is "
                                  "kept; lower --learning_rate or --clip_norm")
-            done += len(means["loss"])
-            yield state, means
+            done += len(found["loss"])
+            yield state, found

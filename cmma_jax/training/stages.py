@@ -1,0 +1,309 @@
+"""A run's stages, one after another in one folder: the autoencoder by the bound, then the flow on its latents.
+
+A CGAN has one stage of its own. Each stage has a folder of checkpoints, with its own steps and its own best, so that
+scores of different scale are never compared; records count the epochs of both.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from cmma_jax.data.dataset import Dataset, mirrored, pixels, spread
+from cmma_jax.data.files import write_whole
+from cmma_jax.errors import InputError
+from cmma_jax.models.model import Model, Params, count_parameters, make_model
+from cmma_jax.models.objectives import make_adversarial_loss, make_flow_loss, make_loss
+from cmma_jax.models.spec import Spec
+from cmma_jax.training import parallel
+from cmma_jax.training.bounds import flow_matching, variational_bound
+from cmma_jax.training.checkpoint import (
+    FIRST,
+    FLOW,
+    RANKED_BY,
+    Checkpoints,
+    has_checkpoints,
+    open_checkpoints,
+    set_damaged_aside,
+)
+from cmma_jax.training.config import MAY_CHANGE, Config
+from cmma_jax.training.records import open_records, read_metrics
+from cmma_jax.training.step import (
+    TrainState,
+    begin,
+    fit,
+    make_flow_optimizer,
+    make_optimizer,
+    make_run,
+    make_step,
+)
+
+FLOW_AVERAGE = 0.9995
+WHOLLY, PARTLY = 0.1, 0.3  # of the faces whose attributes the flow does not see, in training
+SCALE_FACES = 5000  # and their mirror images, from which the latents' standardisation is taken
+CPU_STEPS = 10  # between looks: a step takes a good part of a second there, and the bar is to move
+STEPS = 50
+
+
+class Stage(NamedTuple):
+    """One of a run's stages.
+
+    Attributes:
+      name: for the progress bar and the records.
+      number: 1 or 2; other noise.
+      folder: of its checkpoints, in the run's.
+      epochs, before: its own, and those of the stages before it.
+      model: as it stands in this stage; the first one's has a Gaussian prior.
+      loss: (params, keys, x, y, mask) -> ([B], terms).
+      optimizer, rate: the learning rate is a function of the step.
+      average: decay of the parameters' moving average.
+      fresh: () -> the state before the first step.
+      validate: parameters -> figures of the validation faces.
+      score: those, and the epoch -> what the best is kept by, the higher the better.
+      headline: (name, format) of the term beside the bar.
+    """
+
+    name: str
+    number: int
+    folder: str
+    epochs: int
+    before: int
+    model: Model
+    loss: Callable
+    optimizer: Any
+    rate: Callable
+    average: float
+    fresh: Callable[[], TrainState]
+    validate: Callable[[Params], dict[str, float]]
+    score: Callable[[dict[str, float], int], float]
+    headline: tuple[str, str]
+
+
+class Watcher(NamedTuple):
+    """Who follows a run from outside.
+
+    Attributes:
+      say, warn: a line -> None.
+      asked: () -> the number of a signal that came, 0 if none did.
+      picture: (model, params, validation faces) -> a picture of the progress; it has `save`.
+      validate: (model, params, validation faces) -> more figures of a CGAN.
+    """
+
+    say: Callable[[str], Any]
+    warn: Callable[[str], Any]
+    asked: Callable[[], int]
+    picture: Callable[..., Any]
+    validate: Callable[..., dict[str, float]]
+
+
+class Interrupted(Exception):
+    """A signal was obeyed; the message says where the program can go on."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
+    """Returns the stage that trains f, g, h and h2 by the bound, or a CGAN's two players."""
+    model = make_model(dataclasses.replace(config, prior="gaussian"), data.spec)
+    optimizer, rate = make_optimizer(config, data.train.size // config.batch_size)
+
+    @jax.jit
+    def fresh() -> TrainState:
+        params = model.init(jax.random.fold_in(jax.random.key(config.seed), 0))
+        params = jax.tree.map(lambda leaf: leaf * config.weight_variance**0.5, params)  # biases are 0
+        return begin(params, optimizer, config.average)
+
+    if model.discriminator:
+        loss = make_adversarial_loss(model, config.discriminator_dropout, data.spec.pixel_std, config.gradient_penalty)
+        # Its latest counts: a likelihood by Parzen windows prefers one whose faces are all alike.
+        return Stage("cgan", 1, FIRST, config.epochs, 0, model, loss, optimizer, rate, config.average, fresh,
+                     lambda params: watcher.validate(model, params, data.validation),
+                     lambda found, epoch: float(epoch), ("accuracy", "discriminator right {:.0%}"))
+    loss = make_loss(model, config.attribute_dropout, config.attribute_weight, config.kl_weight)
+    return Stage("autoencoder", 1, FIRST, config.epochs, 0, model, loss, optimizer, rate, config.average, fresh,
+                 lambda params: variational_bound(model, params, data.validation),
+                 lambda found, epoch: found["bound"], ("bound", "bound {:,.0f}"))
+
+
+def second_stage(config: Config, data: Dataset, run: pathlib.Path) -> Stage:
+    """Returns the stage that trains the flow on z ~ q(z|x, y) of the first stage's best epoch."""
+    model = make_model(config, data.spec)
+    optimizer, rate = make_flow_optimizer(config, data.train.size // config.batch_size)
+
+    def fresh() -> TrainState:
+        frozen = best_params(config, data.spec, run / FIRST)
+        params = model.init_flow(jax.random.fold_in(jax.random.key(config.seed), 2))
+        frozen |= {"scale": latent_scale(model, frozen, data, config)}
+        return begin({"flow": params["flow"]}, optimizer, FLOW_AVERAGE, frozen)
+
+    return Stage("flow", 2, FLOW, config.flow_epochs, config.epochs, model, make_flow_loss(model, WHOLLY, PARTLY),
+                 optimizer, rate, FLOW_AVERAGE, fresh,
+                 lambda params: {"matching": flow_matching(model, params, data.validation)},
+                 lambda found, epoch: -found["matching"], ("matching", "matching error {:.4f}"))
+
+
+def best_params(config: Config, spec: Spec, folder: pathlib.Path) -> Params:
+    """Returns the parameters of the first stage's best checkpoint."""
+    like = jax.eval_shape(make_model(dataclasses.replace(config, prior="gaussian"), spec).init, jax.random.key(0))
+    with open_checkpoints(folder) as checkpoints:
+        return checkpoints.restore_params(like, checkpoints.best_step())
+
+
+def latent_scale(model: Model, params: Params, data: Dataset, config: Config) -> dict[str, jax.Array]:
+    """Returns the mean and the deviation [C] of each channel of z ~ q(z|x, y) over the training faces."""
+    faces = spread(data.train, SCALE_FACES)
+    faces = mirrored(faces) if config.mirror else faces
+    sums = np.zeros(())
+    posterior = jax.jit(lambda params, x, y, mask: model.posterior(params, pixels(x), y, mask))
+    channels = config.latent_channels
+    size = min(100, faces.size)
+    for start in range(0, faces.size - size + 1, size):
+        q = posterior(params, *(a[start:start + size] for a in faces))
+        mean, variance = (np.asarray(a, np.float64).reshape(-1, channels) for a in (q.mean, np.exp(q.logvar)))
+        sums = sums + np.stack([np.full(channels, len(mean)), mean.sum(0), (np.square(mean) + variance).sum(0)])
+    mean = sums[1] / sums[0]
+    deviation = np.sqrt(np.maximum(sums[2] / sums[0] - np.square(mean), 1e-12))
+    return {"mean": jnp.asarray(mean, jnp.float32), "deviation": jnp.asarray(deviation, jnp.float32)}
+
+
+def train_run(config: Config, data: Dataset, run: pathlib.Path, on_device: bool, placement: parallel.Placement,
+              watcher: Watcher) -> None:
+    """Trains a run's stages to their end, each from its last checkpoint if there is one.
+
+    Raises:
+      InputError: the run that is there has other settings, or its checkpoints are lost.
+      Interrupted: a signal came, to this process or another; all is saved.
+    """
+    for folder in (FIRST, FLOW):
+        for line in set_damaged_aside(run / folder):
+            watcher.warn(line)
+    flow_begun = config.prior == "flow" and has_checkpoints(run / FLOW)
+    if flow_begun:
+        with open_checkpoints(run / FLOW) as checkpoints:
+            before = checkpoints.facts()[0].epochs
+        if before != config.epochs:
+            raise InputError(f"the flow in {run} was trained on the latents of --epochs={before}, not {config.epochs}, "
+                             f"and belongs to them; give --epochs={before}, or another --run_dir, or delete "
+                             f"{run / FLOW} to train it again on those of more epochs")
+    else:
+        train_stage(first_stage(config, data, watcher), config, data, run, on_device, placement, watcher)
+    if config.prior == "flow":
+        train_stage(second_stage(config, data, run), config, data, run, on_device, placement, watcher)
+
+
+def train_stage(stage: Stage, config: Config, data: Dataset, run: pathlib.Path, on_device: bool,
+                placement: parallel.Placement, watcher: Watcher) -> None:
+    """Trains one stage to its end, from its last checkpoint if there is one; arguments as of `train_run`."""
+    steps_per_epoch = data.train.size // config.batch_size
+    with open_checkpoints(run / stage.folder) as checkpoints:
+        state, begun = stage.fresh() if not checkpoints.steps() else jax.eval_shape(stage.fresh), {}
+        if checkpoints.steps():
+            check_same(config, data.spec, checkpoints)
+            state, begun = checkpoints.restore(state), checkpoints.begun()
+            epochs, steps = divmod(int(state.step), steps_per_epoch)
+            if epochs < stage.epochs:
+                watcher.say(f"going on with the {stage.name} after epoch {epochs} of {stage.epochs}"
+                            + (f" and {steps} steps" if steps else ""))
+        else:
+            if logged := sum(record["epoch"] > stage.before for record in read_metrics(run)):
+                refuse_lost_checkpoints(run / stage.folder, logged, config.checkpoint_every)
+                watcher.warn(f"{run} was stopped before the {stage.name}'s first checkpoint; its {logged} logged "
+                             "epochs are done again")
+            if jax.process_index() == 0:
+                write_whole(run / "config.json", config.to_json().encode(), "run_dir")
+        watcher.say(f"{stage.name}: {stage.epochs} epochs, {count_parameters(state.params):,} parameters")
+        step = make_step(stage.loss, stage.optimizer, config.seed, config.batch_size, config.mirror, placement,
+                         stage.average, stage.number)
+        train_epochs(stage, config, data, on_device, run, make_run(step, placement), state, begun, placement,
+                     checkpoints, watcher)
+
+
+def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, run: pathlib.Path, run_step: Callable,
+                 state: TrainState, begun: dict[str, list[float]], placement: parallel.Placement,
+                 checkpoints: Checkpoints, watcher: Watcher) -> None:
+    """Trains epoch by epoch; after each: validation figures, records, a checkpoint, now and then a picture.
+
+    Where a signal has come, it stops at the next look with a checkpoint of the state as it is, which may be in the
+    middle of an epoch: `begun` are the means of that epoch's steps from the checkpoint that it goes on from.
+    """
+    steps_per_epoch = data.train.size // config.batch_size
+    epoch = int(state.step) // steps_per_epoch  # that are done
+    main = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        record = stack.enter_context(open_records(run, stage.before + epoch)) if main else lambda _: None
+        size = steps_per_epoch * config.batch_size
+        bar = stack.enter_context(tqdm(total=size * config.all_epochs, unit=" faces", disable=not main,
+                                       initial=size * stage.before + int(state.step) * config.batch_size,
+                                       mininterval=0.5, dynamic_ncols=True))
+        parts = [{name: np.asarray(values, np.float32) for name, values in begun.items()}] if begun else []
+        steps, began = steps_per_epoch - int(state.step) % steps_per_epoch, time.perf_counter()
+        for now, means in fit(run_step, state, data.train, placement, config.seed, config.batch_size, stage.epochs,
+                              CPU_STEPS if jax.default_backend() == "cpu" else STEPS, on_device):
+            parts.append(means)
+            bar.update(len(means["loss"]) * config.batch_size)
+            bar.set_description(f"{stage.name}, epoch {epoch + 1}/{stage.epochs}", refresh=False)
+            term, words = stage.headline
+            bar.set_postfix_str(words.format(means[term].mean()), refresh=False)
+            whole = {name: np.concatenate([part[name] for part in parts]) for name in means}
+            if len(whole["loss"]) < steps_per_epoch:
+                if number := parallel.highest(watcher.asked()):
+                    here = placement.get(now)
+                    checkpoints.save(here, config, data.spec, {}, {name: a.tolist() for name, a in whole.items()})
+                    stop(number, checkpoints, here)
+                continue
+            here = placement.get(now)
+            seconds, epoch = time.perf_counter() - began, epoch + 1
+            measured = stage.validate(here.whole)
+            record({"epoch": stage.before + epoch, "stage": stage.name, "step": int(here.step),
+                    **{f"train_{name}": float(values.mean()) for name, values in whole.items()},
+                    **{f"validation_{name}": value for name, value in measured.items()},
+                    "learning_rate": float(stage.rate(int(here.step) - 1)),
+                    "faces_per_second": steps * config.batch_size / seconds, "seconds": seconds})
+            last, number = epoch == stage.epochs, parallel.highest(watcher.asked())
+            if number or last or epoch % config.checkpoint_every == 0:
+                checkpoints.save(here, config, data.spec, {RANKED_BY: stage.score(measured, epoch)})
+            if main and (last or epoch == 1 or epoch % config.grid_every == 0):
+                path = run / "grids" / f"epoch_{stage.before + epoch:04d}.png"
+                watcher.picture(stage.model, here.whole, data.validation, path)
+            if number:
+                stop(number, checkpoints, here)
+            parts, steps, began = [], steps_per_epoch, time.perf_counter()
+        checkpoints.wait()
+
+
+def stop(number: int, checkpoints: Checkpoints, state: TrainState) -> NoReturn:
+    """Waits for the checkpoint of a state to be on disk, and raises Interrupted for a signal's number."""
+    checkpoints.wait()
+    raise Interrupted(number, f"the same command goes on after step {int(state.step)}")
+
+
+def refuse_lost_checkpoints(folder: pathlib.Path, logged: int, checkpoint_every: int) -> None:
+    """Raises InputError if a stage without a checkpoint has more epochs in its records than it can have lost by a kill:
+    those to the first checkpoint, and those while that was written.
+    """
+    if logged > 2 * checkpoint_every:
+        raise InputError(f"{folder.parent} has {logged} epochs in metrics.jsonl but no checkpoint of them; restore "
+                         f"{folder} from a copy, or give another --run_dir to train from the beginning")
+
+
+def check_same(config: Config, spec: Spec, checkpoints: Checkpoints) -> None:
+    """Raises InputError if a run that is there was trained with other settings or on other data."""
+    old, old_spec, _ = checkpoints.facts()
+    for field in dataclasses.fields(Config):
+        before, now = getattr(old, field.name), getattr(config, field.name)
+        if field.name not in MAY_CHANGE and before != now:
+            raise InputError(f"the run in {checkpoints.folder.parent} has --{field.name}={before}, not {now}; give "
+                             f"--{field.name}={before} to go on with it, or another --run_dir")
+    if json.dumps(old_spec.to_json()) != json.dumps(spec.to_json()):
+        raise InputError(f"the run in {checkpoints.folder.parent} was trained on other data ({old_spec.dataset}, "
+                         f"{len(old_spec.attributes)} attributes); give that --data_dir, or another --run_dir")
