@@ -16,8 +16,8 @@ COLUMNS = {  # figure: (heading, decimals)
     "bound": ("bound", 0), "iwae": ("importance-weighted", 0), "exact": ("exact log p", 0), "parzen": ("Parzen", 0),
     "parzen_sigma": ("sigma", 3), "kl": ("KL", 0), "reconstruction": ("reconstruction", 0),
     "bits_per_dim": ("bits/dim", 3), "active_latents": ("active units", 0), "diversity": ("diversity", 2),
-    "accuracy": ("accuracy", 3), "cosine": ("cosine", 3), "fd_dlib": ("FD-dlib", 3),
-    "identities": ("identity diversity", 2), "detected": ("detected", 3),
+    "accuracy": ("accuracy", 3), "cosine": ("cosine", 3),  # of attributes: those asked for, by the classifier
+    "fd_dlib": ("FD-dlib", 3), "identities": ("identity diversity", 2), "detected": ("detected", 3),
     "parameters": ("parameters", 0), "seeds": ("seeds", 0),
     # of edits (evaluation.editing)
     "flips": ("flips the classifier", 3), "set": ("when set", 3), "reset": ("when reset", 3),

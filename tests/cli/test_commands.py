@@ -1,6 +1,9 @@
 """`python -m cmma_jax` as a person runs it: pictures come out, and bad input is one line, exit code 2, no file."""
 
+import pathlib
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -9,6 +12,8 @@ from PIL import Image
 
 from cmma_jax.cli.main import COMMANDS, PROGRAMS, main
 from cmma_jax.data.images import LARGEST
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +149,23 @@ def test_help_lists_the_commands(capsys):
     said = capsys.readouterr().out
     assert all(name in said for name in [*COMMANDS, *PROGRAMS])
     assert main([]) == 2 and main(["paint"]) == 2
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_programs_are_commands_and_name_themselves_in_errors_and_help(name, capsys):
+    assert main([name, "--bogus=1"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and error[0].startswith(f"python -m cmma_jax {name}: error: ")
+    assert f"(python -m cmma_jax {name} --help lists every flag)" in error[0]
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0 and f"usage: python -m cmma_jax {name}" in capsys.readouterr().out
+
+
+def test_a_command_does_not_wait_for_what_it_does_not_use():
+    script = "import sys, cmma_jax.cli.main; print(*{name.split('.')[0] for name in sys.modules})"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"matplotlib", "tensorboardX", "fastapi", "uvicorn", "tensorflow_datasets"} & set(ended.stdout.split())
 
 
 def test_figure_4_is_drawn_with_its_deviations(named_runs, tmp_path, capsys):
