@@ -7,8 +7,14 @@
 `cmma_jax.sampling.faces` has the pure functions of (model, params, key, arrays) beneath, for `vmap`, `grad` and `pmap`.
 """
 
-from cmma_jax.errors import InputError
-from cmma_jax.sampling.face_model import FaceModel, load
-from cmma_jax.sampling.faces import edit, generate, infer_attributes, morph, reconstruct
+import os
+
+# XLA's own convolutions on a CPU: by YNNPACK, its default there, their kernels' gradients take up to six times as long.
+# Whoever has set flags has the word.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+
+from cmma_jax.errors import InputError  # noqa: E402
+from cmma_jax.sampling.face_model import FaceModel, load  # noqa: E402
+from cmma_jax.sampling.faces import edit, generate, infer_attributes, morph, reconstruct  # noqa: E402
 
 __all__ = ["FaceModel", "InputError", "edit", "generate", "infer_attributes", "load", "morph", "reconstruct"]

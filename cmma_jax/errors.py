@@ -13,6 +13,14 @@ class InputError(ValueError):
         super().__init__(" ".join(message.splitlines()))
 
 
+class Interrupted(Exception):
+    """A signal was obeyed; the message says where the program can go on."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
 def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Returns "; did you mean 'Mustache'?" for a misspelt name, or what names there are."""
     close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], 1)

@@ -12,17 +12,9 @@ from typing import Any
 
 import tyro
 
-from cmma_jax.errors import InputError
+from cmma_jax.errors import InputError, Interrupted
 
 GRACE_SECONDS = 9  # from a signal to the end of the program, whatever it is in the middle of
-
-
-class Interrupted(Exception):
-    """A signal was obeyed; the message says where the program can go on."""
-
-    def __init__(self, number: int, message: str):
-        super().__init__(message)
-        self.number = number
 
 
 def parse(kind: type, argv: list[str], program: str, description: str, **options) -> Any:

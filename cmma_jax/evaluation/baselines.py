@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmma_jax.data.dataset import Dataset, Faces
-from cmma_jax.training.ppca import principal_axes
 
 RIDGE = 10.0  # penalty on slopes, of attributes coded -1 and 1
 ROUNDING = 1 / (12 * 255**2)  # variance of rounding to 8 bits; keeps a pixel that never changes from being certain
@@ -129,3 +128,16 @@ def _variance_by_pixel(centred: np.ndarray) -> np.ndarray:
 def _rows(x: np.ndarray) -> np.ndarray:
     """Returns faces [N, H, W, 3] uint8 as rows [N, D] float32 in [0, 1]."""
     return np.asarray(x).reshape(len(x), -1) / np.float32(255)
+
+
+@jax.jit(static_argnums=1)
+def principal_axes(x: jax.Array, components: int) -> tuple[jax.Array, jax.Array]:
+    """x: [N, D], centred -> ([J, D] orthonormal rows, [J] variances), largest first.
+
+    By subspace iteration (Halko, Martinsson and Tropp 2011).
+    """
+    size = min(components + 100, *x.shape)
+    q = jnp.linalg.qr(x.T @ jax.random.normal(jax.random.key(0), (len(x), size)))[0]
+    q = jax.lax.fori_loop(0, 6, lambda _, q: jnp.linalg.qr(x.T @ (x @ q))[0], q)
+    _, deviations, axes = jnp.linalg.svd(x @ q, full_matrices=False)
+    return (axes @ q.T)[:components], jnp.square(deviations[:components]) / len(x)

@@ -39,8 +39,8 @@ class Architecture:
     flow_blocks: int = 6
     """Its blocks."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of what lies between the networks' entrances and heads: bfloat16 halves its memory, for GPUs and TPUs. Parameters,
-    heads, the solver's state and times, and every log-probability are float32."""
+    """Of what lies between the networks' entrances and heads: bfloat16 halves its memory, for GPUs and TPUs.
+    Parameters, heads, the solver's state and times, and every log-probability are float32."""
 
     def __post_init__(self) -> None:
         for name in ("latent_channels", "width", "components", "prior_hidden", "flow_blocks"):

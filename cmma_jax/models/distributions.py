@@ -75,7 +75,7 @@ class LogisticMixture(NamedTuple):
         return jax.nn.logsumexp(self.log_weights + mass.sum(-2), -1)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """Returns [B, H, W] log P + 3 ln 255, nats: the density of bytes / 255 whose integral over a value is its mass."""
+        """Returns [B, H, W] log P + 3 ln 255, nats: the density of bytes / 255 whose integral over one is its mass."""
         return self.log_mass(x) + 3 * math.log(255)
 
     def _regressed(self, red: jax.Array, green: jax.Array) -> jax.Array:

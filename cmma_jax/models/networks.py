@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+HE_NORMAL = nn.initializers.he_normal()
 STAGES = 4  # of the networks of a vector: 64 x 64 -> 4 x 4
 KNOWN = 64  # features of the attributes by which blocks are shifted and scaled
 GROUP = 4  # faces that a discriminator compares with one another
@@ -26,10 +27,10 @@ LOWEST_TIME, HIGHEST_TIME = 1.0, 1000.0  # radians over the unit of time
 
 def _down(features: int, x: jax.Array, name: str) -> jax.Array:
     """[B, H, W, C] -> [B, H/2, W/2, features] by 4x4 kernels of stride 2."""
-    return nn.Conv(features, (4, 4), (2, 2), dtype=x.dtype, kernel_init=nn.initializers.he_normal(), name=name)(x)
+    return nn.Conv(features, (4, 4), (2, 2), dtype=x.dtype, kernel_init=HE_NORMAL, name=name)(x)
 
 
-def _conv3(features: int, x: jax.Array, name: str, kernel_init=nn.initializers.he_normal()) -> jax.Array:
+def _conv3(features: int, x: jax.Array, name: str, kernel_init=HE_NORMAL) -> jax.Array:
     return nn.Conv(features, (3, 3), dtype=x.dtype, kernel_init=kernel_init, name=name)(x)
 
 
@@ -42,13 +43,14 @@ class Up(nn.Module):
     """
 
     features: int
-    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+    kernel_init: nn.initializers.Initializer = HE_NORMAL
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, _ = x.shape
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = nn.Conv(4 * self.features, (2, 2), padding=((1, 1), (1, 1)), use_bias=False, dtype=x.dtype,
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # by the convolution itself the gradient takes far longer
+        x = nn.Conv(4 * self.features, (2, 2), padding="VALID", use_bias=False, dtype=x.dtype,
                     kernel_init=self.kernel_init, name="blocks")(x)
         x = x.reshape(batch, height + 1, width + 1, 2, 2, self.features).swapaxes(2, 3)
         x = x.reshape(batch, 2 * height + 2, 2 * width + 2, self.features)[:, 1:-1, 1:-1]
@@ -243,15 +245,21 @@ class TransformerBlock(nn.Module):
         modulation = _head(6 * width, "modulation")(known)[:, None].astype(dtype)
         shift0, scale0, gate0, shift1, scale1, gate1 = jnp.split(modulation, 6, -1)
         features = _layer_norm(tokens) * (1 + scale0) + shift0
-        mixed = nn.Dense(3 * width, dtype=dtype, name="queries_keys_values")(features)
+        mixed = _dense(3 * width, features, "queries_keys_values")
         query, key, value = jnp.split(mixed.reshape(batch, count, 3 * width // HEAD, HEAD), 3, 2)
         heard = jax.nn.dot_product_attention(query, key, value).reshape(tokens.shape)
-        tokens += gate0 * nn.Dense(width, dtype=dtype, name="heard")(heard)
+        tokens += gate0 * _dense(width, heard, "heard")
         features = _layer_norm(tokens) * (1 + scale1) + shift1
-        features = jnp.square(nn.relu(nn.Dense(4 * width, dtype=dtype, name="forward0")(features)))
+        features = jnp.square(nn.relu(_dense(4 * width, features, "forward0")))
         if keep is not None:
             features *= keep[:, None].astype(dtype)
-        return tokens + gate1 * nn.Dense(width, dtype=dtype, name="forward1")(features)
+        return tokens + gate1 * _dense(width, features, "forward1")
+
+
+def _dense(features: int, tokens: jax.Array, name: str) -> jax.Array:
+    """tokens: [B, N, D] -> [B, N, features], as one product of two matrices: its gradient is two more."""
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    return nn.Dense(features, dtype=tokens.dtype, name=name)(flat).reshape(*tokens.shape[:2], features)
 
 
 def _layer_norm(x: jax.Array) -> jax.Array:
@@ -271,7 +279,7 @@ def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation, d
 
 
 class VectorEncoder(nn.Module):
-    """h: a face and its attributes to the mean and log-variance of q(z|x, y), z a vector; convolutions (Fig. 5, top)."""
+    """h: a face and its attributes to the mean and log-variance of q(z|x, y), z a vector (Fig. 5, top)."""
 
     latents: int
     width: int

@@ -58,6 +58,13 @@ def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0,
                      "active_latents": int((kl_latents / faces.size > ACTIVE_NATS).sum())}
 
 
+def dequantised_bits(model: Model, params: Params, faces: Faces, seed: int = 0) -> tuple[float, float]:
+    """Returns bits a pixel value of dequantised faces, and its standard error: what a density's bound says of bytes."""
+    smooth = variational_bound(model, params, faces, seed, as_pixels=dequantised_pixels)
+    dimensions = int(np.prod(faces.x.shape[1:]))
+    return bits_per_dimension(smooth["bound"], dimensions), smooth["bound_stderr"] / (dimensions * math.log(2))
+
+
 def flow_matching(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100) -> float:
     """Returns the mean matching error of a flow prior over faces, all attributes told; 1 is the Gaussian prior."""
     values = [np.asarray(_batch_matching(model, params, batch, rows, seed))[inside]
@@ -121,5 +128,5 @@ def bits_per_dimension(bound: float, dimensions: int) -> float:
 
 
 def bits_per_byte(bound: float, dimensions: int) -> float:
-    """Returns bits a pixel value for a bound, in nats, on log P + D ln 255, P the probability of the bytes themselves."""
+    """Returns bits a pixel value for a bound, in nats, on log P + D ln 255, P the probability of the bytes."""
     return (math.log(255) - bound / dimensions) / math.log(2)

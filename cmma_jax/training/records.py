@@ -23,7 +23,7 @@ def read_metrics(run: pathlib.Path) -> list[dict[str, float]]:
 
 
 @contextlib.contextmanager
-def open_records(run: pathlib.Path, epoch: int) -> Iterator[Callable[[dict[str, float]], None]]:
+def open_records(run: pathlib.Path, epoch: int) -> Iterator[Callable[[dict[str, float | str]], None]]:
     """Opens a run's records after `epoch` epochs; lines of later epochs, which will be redone, are dropped.
 
     Yields:
@@ -43,10 +43,12 @@ def open_records(run: pathlib.Path, epoch: int) -> Iterator[Callable[[dict[str, 
     with path.open("a") as lines, contextlib.closing(event_file_writer.EventsWriter(str(board / "events"))) as events:
         events.write_event(Event(step=epoch + 1, session_log=SessionLog(status=SessionLog.START)))
 
-        def record(metrics: dict[str, float]) -> None:
+        def record(metrics: dict[str, float | str]) -> None:
             lines.write(json.dumps(metrics) + "\n")
             lines.flush()
             for name, value in metrics.items():
+                if isinstance(value, str):  # the stage's name
+                    continue
                 events.write_event(Event(wall_time=time.time(), step=int(metrics["epoch"]),
                                          summary=summary.scalar(name, value)))
             events.flush()

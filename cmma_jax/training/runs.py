@@ -71,8 +71,8 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
         epoch = max((int(record["epoch"]) for record in read_metrics(path)), default=0)
         if epoch < last.all_epochs and not unfinished:
             reached = "" if flow or last.prior == "gaussian" or epoch < last.epochs else ", before its flow"
-            raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.all_epochs}{reached}; the command "
-                             "that began it goes on with it, or give --unfinished to take it as it is")
+            raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.all_epochs}{reached}; the "
+                             "command that began it goes on with it, or give --unfinished to take it as it is")
         step = checkpoints.best_step()
         assert step is not None  # there is a checkpoint, and so a best one
         config, spec, _ = checkpoints.facts(step)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cmma_jax.data.dataset import Dataset, mirrored, pixels, spread
 from cmma_jax.data.files import write_whole
-from cmma_jax.errors import InputError
+from cmma_jax.errors import InputError, Interrupted
 from cmma_jax.models.model import Model, Params, count_parameters, make_model
 from cmma_jax.models.objectives import make_adversarial_loss, make_flow_loss, make_loss
 from cmma_jax.models.spec import Spec
@@ -93,7 +93,7 @@ class Watcher(NamedTuple):
     Attributes:
       say, warn: a line -> None.
       asked: () -> the number of a signal that came, 0 if none did.
-      picture: (model, params, validation faces) -> a picture of the progress; it has `save`.
+      picture: (model, params, validation faces, path) writes a picture of the progress.
       validate: (model, params, validation faces) -> more figures of a CGAN.
     """
 
@@ -102,14 +102,6 @@ class Watcher(NamedTuple):
     asked: Callable[[], int]
     picture: Callable[..., Any]
     validate: Callable[..., dict[str, float]]
-
-
-class Interrupted(Exception):
-    """A signal was obeyed; the message says where the program can go on."""
-
-    def __init__(self, number: int, message: str):
-        super().__init__(message)
-        self.number = number
 
 
 def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
@@ -144,7 +136,8 @@ def second_stage(config: Config, data: Dataset, run: pathlib.Path) -> Stage:
         frozen = best_params(config, data.spec, run / FIRST)
         params = model.init_flow(jax.random.fold_in(jax.random.key(config.seed), 2))
         frozen |= {"scale": latent_scale(model, frozen, data, config)}
-        return begin({"flow": params["flow"]}, optimizer, FLOW_AVERAGE, frozen)
+        # Arrays of their own, on the host: on the device the average would share the memory of what it is one of.
+        return jax.tree.map(np.array, begin({"flow": params["flow"]}, optimizer, FLOW_AVERAGE, frozen))
 
     return Stage("flow", 2, FLOW, config.flow_epochs, config.epochs, model, make_flow_loss(model, WHOLLY, PARTLY),
                  optimizer, rate, FLOW_AVERAGE, fresh,

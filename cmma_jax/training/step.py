@@ -89,7 +89,8 @@ def _discriminator(params: Any) -> Any:
 
 
 def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int, batch_size: int, mirror: bool,
-              placement: Placement, average: float = 0.0, stage: int = 1) -> Callable[[TrainState, Faces], tuple[TrainState, dict]]:
+              placement: Placement, average: float = 0.0, stage: int = 1
+              ) -> Callable[[TrainState, Faces], tuple[TrainState, dict]]:
     """Returns step(state, batch) -> (state, means over the batch), a pure function; batch: a device's share of it.
 
     Each example's noise comes from (seed, step, its number in the whole batch): no device count changes what is
