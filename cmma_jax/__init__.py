@@ -7,11 +7,13 @@
 `cmma_jax.sampling.faces` has the pure functions of (model, params, key, arrays) beneath, for `vmap`, `grad` and `pmap`.
 """
 
+import importlib.metadata
 import os
 
 # XLA's own convolutions on a CPU: by YNNPACK, its default there, their kernels' gradients take up to six times as long.
-# Whoever has set flags has the word.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+# Whoever has set flags has the word; and a release of which nobody has seen that it has the flag would end the process.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
 
 from cmma_jax.errors import InputError  # noqa: E402
 from cmma_jax.sampling.face_model import FaceModel, load  # noqa: E402
