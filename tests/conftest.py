@@ -1,12 +1,17 @@
 """Strict surroundings for every test: 4 CPU devices, no silent broadcasting, warnings are errors."""
 
 import csv
+import dataclasses
+import functools
+import json
 import os
 import pathlib
 from typing import NamedTuple
 
 # LLVM's third level takes three quarters of the time that a small program's compilation takes, and gains it nothing.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1")
+# The last flag is the package's own, which it sets where there are none.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1 "
+                                   "--xla_cpu_experimental_ynn_fusion_type=")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -18,10 +23,9 @@ from PIL import Image  # noqa: E402
 
 from cmma_jax.data import load_dataset  # noqa: E402
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset  # noqa: E402
-from cmma_jax.models.model import Model, cmma, make_model  # noqa: E402
-from cmma_jax.training.checkpoint import RANKED_BY, open_checkpoints  # noqa: E402
+from cmma_jax.models.model import Model, all_params, make_model  # noqa: E402
+from cmma_jax.training.checkpoint import FIRST, FLOW, RANKED_BY, open_checkpoints  # noqa: E402
 from cmma_jax.training.config import Config  # noqa: E402
-from cmma_jax.training.ppca import fit_conditional_ppca, start_from_ppca  # noqa: E402
 from cmma_jax.training.step import TrainState  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -67,17 +71,38 @@ def faces(tmp_path_factory) -> pathlib.Path:
 
 
 class Small(NamedTuple):
-    """A small data set and a CMMA for it, with random heads so that nothing is zero by chance."""
+    """A small data set and a CMMA for it, of random parameters: none is zero by chance.
+
+    model has a flow, gaussian is the same with the prior N(f(y)), which the same params fit.
+    """
 
     config: Config
     data: Dataset
     model: Model
+    gaussian: Model
     params: dict
+
+
+def random_params(model: Model, gain: float = 1.0) -> dict:
+    """Returns random parameters, a flow's among them, heads too: kernels of deviation gain / sqrt(inputs), biases of
+    gain / 10, factors about 1. By NumPy: to compile Flax's own for each network takes far longer.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple, like: jax.ShapeDtypeStruct) -> np.ndarray:
+        factor = path[-1].key in ("scale", "deviation")
+        deviation = gain / np.prod(like.shape[:-1]) ** 0.5 if len(like.shape) > 1 else gain / 10
+        return (factor + deviation * rng.normal(size=like.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(functools.partial(all_params, model),
+                                                                 jax.random.key(0)))
 
 
 @pytest.fixture(scope="session")
 def small() -> Small:
-    """16x16 faces that depend on 5 attributes, some unknown; 96 of them train; J = 6."""
+    """16x16 faces that depend on 5 attributes, some unknown; 96 of them train; z is a map of 4x4 cells of 2 channels,
+    J = 32.
+    """
     rng = np.random.default_rng(7)
 
     def draw(n: int) -> Faces:
@@ -88,12 +113,13 @@ def small() -> Small:
 
     data = make_dataset("small", ("Male", "Smiling", "Bald", "Eyeglasses", "Mustache"), "binary",
                         draw(96), draw(30), draw(30))
-    config = Config(latent_size=6, width=4, prior_hidden=8, batch_size=16)
-    model = cmma(config, data.spec)
-    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return Small(config, data, model, jax.tree.unflatten(tree, params))
+    config = Config(image_size=16, latent_channels=2, width=4, prior_hidden=8, flow_width=64, flow_blocks=1,
+                    batch_size=16)
+    model = make_model(config, data.spec)
+    gaussian = make_model(dataclasses.replace(config, prior="gaussian"), data.spec)
+    scale = {"mean": np.float32([0.3, -0.2]), "deviation": np.float32([0.8, 1.3])}
+    params = jax.tree.map(jax.numpy.asarray, random_params(model) | {"scale": scale})
+    return Small(config, data, model, gaussian, params)
 
 
 NAMED = ("Male", "Asian", "Senior", "Eyeglasses", "No Eyewear", "Sunglasses", "Mustache", "No Beard", "Smiling",
@@ -102,9 +128,9 @@ NAMED = ("Male", "Asian", "Senior", "Eyeglasses", "No Eyewear", "Sunglasses", "M
 
 @pytest.fixture(scope="session")
 def named_runs(tmp_path_factory) -> pathlib.Path:
-    """A folder of runs of a CMMA, a CVAE and a CGAN on pictures of 16x16 with some of LFW's attributes, as they are
-    before training, and with a random q(y|z); beside it real-run, a CMMA on real-valued attributes, its q(y|z) N(0, 1),
-    and cmma-plane and vae-plane, with two latents.
+    """A folder of finished runs, of random parameters, of a CMMA and a CVAE, z a map under a flow, and of a CGAN, on
+    pictures of 16x16 with some of LFW's attributes; beside it real-run, a CMMA on real-valued attributes, its q(y|z)
+    N(0, 1), and cmma-plane and vae-plane, with two latents and a Gaussian prior.
     """
     from cmma_jax.cli import train
 
@@ -122,24 +148,32 @@ def named_runs(tmp_path_factory) -> pathlib.Path:
         with open(folder / kind / "attributes.csv", "w", newline="") as file:
             csv.writer(file).writerows([["file", *NAMED, "split"], *rows])
     runs = folder / "runs"
-    tiny = ["--dataset=folder", "--image_size=16", "--latent_size=8", "--width=2", "--prior_hidden=8", "--devices=1",
-            "--batch_size=20", "--epochs=1"]
-    plane = ["--latent_size=2"]
+    tiny = ["--dataset=folder", "--image_size=16", "--latent_channels=2", "--width=4", "--prior_hidden=8",
+            "--flow_width=64", "--flow_blocks=1", "--devices=1", "--batch_size=20", "--epochs=1", "--flow_epochs=1"]
     for name, kind, where, flags in (
-            ("cvae", "binary", runs / "cvae", []), ("cgan", "binary", runs / "cgan", []),
+            ("cvae", "binary", runs / "cvae", []), ("cgan", "binary", runs / "cgan", ["--latent_size=8"]),
             ("cmma", "binary", runs / "cmma", []), ("cmma", "real", folder / "real-run", []),
-            ("cmma", "binary", folder / "cmma-plane", plane), ("vae", "binary", folder / "vae-plane", plane)):
+            ("cmma", "binary", folder / "cmma-plane", ["--latent_size=2"]),
+            ("vae", "binary", folder / "vae-plane", ["--latent_size=2"])):
         config = train.parse([*tiny, *flags, f"--model={name}", f"--data_dir={folder / kind}"])
         data = load_dataset("folder", config.data_dir, image_size=16)
-        model = make_model(config, data.spec)
-        params = jax.jit(model.init)(jax.random.key(0))
-        if config.linear_path:
-            params = start_from_ppca(params, fit_conditional_ppca(data.train, data.spec, config.latent_size))
-        if name == "cmma" and kind == "binary":
-            kernel = params["h2"]["heads"]["kernel"]
-            params["h2"]["heads"]["kernel"] = 0.5 * jax.random.normal(jax.random.key(1), kernel.shape)
-        with open_checkpoints(where / "checkpoints") as checkpoints:
-            checkpoints.save(TrainState(np.int32(1), params, {}), config, data.spec, {RANKED_BY: 1.0})
-        (where / "config.json").write_text(config.to_json())
-        (where / "metrics.jsonl").write_text('{"epoch": 1}\n')
+        params = random_params(make_model(config, data.spec), 1.5 if config.latent_size == 2 else 1.0)
+        if kind == "real":
+            params["h2"]["heads"] = jax.tree.map(np.zeros_like, params["h2"]["heads"])
+        write_run(where, config, data, params)
     return runs
+
+
+def write_run(folder: pathlib.Path, config: Config, data: Dataset, params: dict) -> None:
+    """Writes a run that is finished, a checkpoint of one step in each of its stages."""
+    flow = {name: params[name] for name in ("flow",) if name in params}
+    frozen = {name: params[name] for name in params.keys() - flow.keys()}
+    first = {name: frozen[name] for name in frozen.keys() - {"scale"}}
+    stages = {FIRST: TrainState(np.int32(1), first, {})} | ({FLOW: TrainState(np.int32(1), flow, {}, (), frozen)}
+                                                            if flow else {})
+    for name, state in stages.items():
+        with open_checkpoints(folder / name) as checkpoints:
+            checkpoints.save(state, config, data.spec, {RANKED_BY: 1.0})
+    (folder / "config.json").write_text(config.to_json())
+    records = [{"epoch": epoch} for epoch in range(1, config.all_epochs + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib
+import os
 import pathlib
 import re
 import subprocess
@@ -79,6 +80,15 @@ def test_networks_are_made_in_the_room_of_models_and_by_the_classifier():
 def test_ruff_and_mypy_have_nothing_to_say(tool):
     ended = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("own", [None, "--xla_backend_optimization_level=1"])
+def test_xla_flags_are_set_at_import_unless_there_are_some(own):
+    surroundings = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    ended = subprocess.run([sys.executable, "-c", "import os, cmma_jax; print(os.environ['XLA_FLAGS'])"], cwd=ROOT,
+                           env=surroundings | ({"XLA_FLAGS": own} if own else {}), capture_output=True, text=True,
+                           timeout=120)
+    assert ended.stdout.strip() == (own or "--xla_cpu_experimental_ynn_fusion_type="), ended.stderr
 
 
 def equations():

@@ -230,7 +230,8 @@ def _autoencoder(architecture: Architecture, spec: Spec, sees_x: bool = False, s
         few, more = (count(networks(units, sees_x, sees_z)) for units in (1, 2))
         return networks(max(1, 1 + round((wanted - few) / (more - few))), sees_x, sees_z)
     few, more = (count(networks(extra, sees_x, sees_z)) for extra in (0, 1))
-    return networks(round((wanted - few) / max(1, more - few)), sees_x, sees_z)
+    extra = round((wanted - few) / max(1, more - few))
+    return networks(max(1 - width, extra), sees_x, sees_z)  # of the narrowest blocks a channel is left
 
 
 def _posterior(spec: Spec, networks: dict[str, tuple], encode: Callable[..., jax.Array] | None) -> Callable:
