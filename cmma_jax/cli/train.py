@@ -8,6 +8,7 @@ from typing import NoReturn, cast
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from cmma_jax.cli import command_line
 from cmma_jax.data import load_dataset
@@ -75,11 +76,11 @@ def train(config: Config, program: str = PROGRAM) -> None:
     """Trains a run to its end, from its last checkpoint if there is one, and prints what came out."""
     parallel.enable_compilation_cache()
     main = jax.process_index() == 0
-    say = print if main else lambda *_: None
+    say = tqdm.write if main else lambda *_: None  # above the progress bar, where there is one
 
     def warn(line: str) -> None:
         if main:
-            print(f"{program}: warning: {line}", file=sys.stderr)
+            tqdm.write(f"{program}: warning: {line}", file=sys.stderr)
 
     if warning := parallel.warn_unused_gpu():
         warn(warning)

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from cmma_jax.errors import InputError
 from cmma_jax.models.spec import Spec
-from cmma_jax.training.config import Config
+from cmma_jax.training.config import Config, refuse_old_version
 from cmma_jax.training.parallel import on_all_processes
 
 FIRST, FLOW = "checkpoints", "flow"  # the folders, in a run's, of its first stage and of its flow's
@@ -81,7 +81,8 @@ class Checkpoints(NamedTuple):
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(on_all_processes(state)),
                                    facts=ocp.args.JsonSave({"facts": facts, "sum": _sum_of_facts(facts)}))
         with self._writing():
-            self.manager.save(int(state.step), args=items, metrics=metrics)
+            # By force: it is never left out because its step is not above the last one's.
+            self.manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
     def wait(self) -> None:
         """Waits until what is being saved is on disk; raises InputError if it cannot be written."""
@@ -105,8 +106,13 @@ class Checkpoints(NamedTuple):
         return found["params"] | found.get("frozen", {})
 
     def facts(self, step: int | None = None) -> tuple[Config, Spec, dict[str, float]]:
-        """Returns the config, the data's description and the metrics of a step (the latest if None)."""
+        """Returns the config, the data's description and the metrics of a step (the latest if None).
+
+        Raises:
+          InputError: there is no checkpoint, it is damaged, or version 0.1 made it.
+        """
         facts = self._facts(step)
+        refuse_old_version(json.dumps(facts["config"]), f"the run in {self.folder.parent}")
         return Config.from_json(json.dumps(facts["config"])), Spec.from_json(facts["spec"]), facts["metrics"]
 
     def begun(self) -> dict[str, list[float]]:
@@ -217,7 +223,7 @@ def _damage(checkpoint: pathlib.Path) -> str | None:
 
 
 def set_damaged_aside(folder: pathlib.Path | str) -> list[str]:
-    """Moves checkpoints that cannot be read back whole from `folder` to damaged/ beside it.
+    """Moves checkpoints that cannot be read back whole from `folder` to damaged/ of the same name beside it.
 
     All are looked at, so that the best can be relied on too. Every process of a run must call it.
 
@@ -240,10 +246,10 @@ def set_damaged_aside(folder: pathlib.Path | str) -> list[str]:
     ocp.multihost.sync_global_processes("damaged checkpoints found")
     for step, why in damaged.items():
         names = itertools.chain([f"{step}"], (f"{step}-{again}" for again in itertools.count(2)))
-        place = next(place for name in names if not (place := folder.parent / "damaged" / name).exists())
+        place = next(place for name in names if not (place := folder.parent / "damaged" / folder.name / name).exists())
         lines.append(f"checkpoint {folder / str(step)} is damaged ({why}); it is put aside in {place.parent}")
         if jax.process_index() == 0:
-            place.parent.mkdir(exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
             (folder / str(step)).rename(place)
     ocp.multihost.sync_global_processes("damaged checkpoints moved")
     return lines

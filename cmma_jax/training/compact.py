@@ -1,8 +1,8 @@
 """The only file that names safetensors: a trained model in one file, in half precision, small enough to be shipped.
 
-The file holds the parameters as float16, `params/f/hidden/kernel` and so on, the mean face as float32, and in its
-metadata, under `cmma_jax`, JSON: the settings, the description of the data, step and epoch. It holds no code: what is
-read is numbers and names. The same model gives the same bytes.
+The file holds the parameters as float16, `params/f/hidden/kernel` and so on, a flow's standardisation and the mean
+face as float32, and in its metadata, under `cmma_jax`, JSON: the settings, the description of the data, step and epoch.
+It holds no code: what is read is numbers and names. The same model gives the same bytes.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ VERSION = 2
 PLACES: dict[str, Any] = {name: getattr(Config(), name)
                           for name in ("data_dir", "run_dir", "cache", "coordinator")}
 MEAN_FACE, PARAMS = "spec/mean_face", "params/"
+EXACT = "scale/"  # parameters that stay float32: few, and every latent is multiplied by them
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -45,7 +46,8 @@ def write_compact(path: pathlib.Path, config: Config, spec: Spec, step: int, epo
     """
     flat = {name: np.asarray(value) for name, value in flax.traverse_util.flatten_dict(params, sep="/").items()}
     with np.errstate(over="ignore"):  # told below
-        tensors = {PARAMS + name: value.astype(np.float16) for name, value in flat.items()}
+        tensors = {PARAMS + name: value.astype(np.float32 if name.startswith(EXACT) else np.float16)
+                   for name, value in flat.items()}
     for name, value in tensors.items():
         if not np.isfinite(value).all():
             raise InputError(f"{name} has a value that is not finite in float16, which ends at 65,504; the model "
@@ -79,7 +81,7 @@ def read_compact(path: pathlib.Path) -> tuple[Config, Spec, int, int, Model, Par
                 like = jax.eval_shape(functools.partial(all_params, model), jax.random.key(0))
             except Exception as error:  # whatever JSON and the constructors say of what nobody has checked
                 raise _wrong(path, one_line(error)) from error
-            wanted = {PARAMS + name: ("F16", tuple(a.shape))
+            wanted = {PARAMS + name: ("F32" if name.startswith(EXACT) else "F16", tuple(a.shape))
                       for name, a in flax.traverse_util.flatten_dict(like, sep="/").items()}
             for name in sorted(wanted.keys() | stored.keys()):
                 if wanted.get(name) != stored.get(name):

@@ -143,9 +143,7 @@ class Config(Architecture):
             raise InputError(f"config.json is not JSON ({error}); restore it or start a new --run_dir") from error
         if not isinstance(fields, dict):
             raise InputError("config.json holds no JSON object; restore it or start a new --run_dir")
-        if "linear_path" in fields:
-            raise InputError("this run was made by cmma_jax 0.1, whose networks are others; train it again with this "
-                             "version into a new --run_dir, or install cmma_jax 0.1 to use it as it is")
+        refuse_old_version(text, "this run")
         kinds = get_type_hints(cls)
         for name, value in fields.items():
             if name not in kinds:
@@ -154,6 +152,13 @@ class Config(Architecture):
                 raise InputError(f"config.json has {name}={json.dumps(value):.80}, which is no value of it; restore it "
                                  "or start a new --run_dir")
         return cls(**fields)
+
+
+def refuse_old_version(text: str, what: str) -> None:
+    """Raises InputError if settings in JSON, damaged or not, are of version 0.1; what: whose they are."""
+    if '"linear_path"' in text:  # it had that one, whatever else it had
+        raise InputError(f"{what} was made by cmma_jax 0.1, whose networks are others; train it again with this "
+                         "version into a new --run_dir, or install cmma_jax 0.1 to use it as it is")
 
 
 # Settings that say where and how a run is carried out, and not what it computes: they may change on a resume.

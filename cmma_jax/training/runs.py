@@ -57,7 +57,7 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
       InputError: there is no run, it is damaged, or it is not finished and `unfinished` is false.
     """
     path = pathlib.Path(path)
-    if not (path / FIRST).is_dir():
+    if not ((path / FIRST).is_dir() or (path / FLOW).is_dir()):
         file = path if path.is_file() else shipped().get(str(path))
         if file is None:
             raise InputError(f"no run in {path}, nor does a model of that name come with the package (it has: "
@@ -67,12 +67,14 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
     with open_checkpoints(path / (FLOW if flow else FIRST)) as checkpoints:
         if not checkpoints.steps():
             raise InputError(f"the run in {path} has no checkpoint yet; its training must pass its first epoch")
-        last, _, _ = checkpoints.facts()
+        last = _asked(path) or checkpoints.facts()[0]
         epoch = max((int(record["epoch"]) for record in read_metrics(path)), default=0)
-        if epoch < last.all_epochs and not unfinished:
-            reached = "" if flow or last.prior == "gaussian" or epoch < last.epochs else ", before its flow"
+        without = last.prior == "flow" and not flow
+        if (epoch < last.all_epochs or without) and not unfinished:
+            reached = ", without a checkpoint of its flow" if without else ""
             raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.all_epochs}{reached}; the "
-                             "command that began it goes on with it, or give --unfinished to take it as it is")
+                             "command that began it goes on with it, or give --unfinished to take it as it is"
+                             + (", with a Gaussian prior" if without else ""))
         step = checkpoints.best_step()
         assert step is not None  # there is a checkpoint, and so a best one
         config, spec, _ = checkpoints.facts(step)
@@ -84,6 +86,14 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
         params = checkpoints.restore_params(trained, step, like if flow else None)
     params = jax.device_put(params)  # once: a compiled function would copy the host's arrays at every call
     return Run(path, config, spec, step, epoch, model, params)
+
+
+def _asked(path: pathlib.Path) -> Config | None:
+    """Returns the settings of a run's last start, None if they are not there or are none."""
+    try:
+        return Config.from_json((path / "config.json").read_text())
+    except (OSError, InputError, TypeError):
+        return None
 
 
 def save_compact(run: Run, path: pathlib.Path | str) -> None:
@@ -113,7 +123,7 @@ def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
         try:
             config = Config.from_json(path.read_text())
         except (InputError, TypeError):
-            continue  # of another program, or of a newer version of this one
+            continue  # of another program, or of another version of this one
         records = read_metrics(path.parent)
         if records and (unfinished or records[-1]["epoch"] >= config.all_epochs):
             found.append(((path.parent / "metrics.jsonl").stat().st_mtime, path.parent, config))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cmma_jax.data.dataset import Dataset, mirrored, pixels, spread
 from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError, Interrupted
-from cmma_jax.models.model import Model, Params, count_parameters, make_model
+from cmma_jax.models.model import Model, Params, all_params, count_parameters, make_model
 from cmma_jax.models.objectives import make_adversarial_loss, make_flow_loss, make_loss
 from cmma_jax.models.spec import Spec
 from cmma_jax.training import parallel
@@ -34,7 +34,7 @@ from cmma_jax.training.checkpoint import (
     open_checkpoints,
     set_damaged_aside,
 )
-from cmma_jax.training.config import MAY_CHANGE, Config
+from cmma_jax.training.config import MAY_CHANGE, Config, refuse_old_version
 from cmma_jax.training.records import open_records, read_metrics
 from cmma_jax.training.step import (
     TrainState,
@@ -51,6 +51,7 @@ WHOLLY, PARTLY = 0.1, 0.3  # of the faces whose attributes the flow does not see
 SCALE_FACES = 5000  # and their mirror images, from which the latents' standardisation is taken
 CPU_STEPS = 10  # between looks: a step takes a good part of a second there, and the bar is to move
 STEPS = 50
+OF_THE_FLOW = ("prior", "flow_width", "flow_blocks", "flow_rate")  # settings on which the first stage does not depend
 
 
 class Stage(NamedTuple):
@@ -60,12 +61,14 @@ class Stage(NamedTuple):
       name: for the progress bar and the records.
       number: 1 or 2; other noise.
       folder: of its checkpoints, in the run's.
+      flag: the setting that says how many epochs it has.
       epochs, before: its own, and those of the stages before it.
       model: as it stands in this stage; the first one's has a Gaussian prior.
       loss: (params, keys, x, y, mask) -> ([B], terms).
       optimizer, rate: the learning rate is a function of the step.
       average: decay of the parameters' moving average.
       fresh: () -> the state before the first step.
+      like: () -> its shapes and types.
       validate: parameters -> figures of the validation faces.
       score: those, and the epoch -> what the best is kept by, the higher the better.
       headline: (name, format) of the term beside the bar.
@@ -74,6 +77,7 @@ class Stage(NamedTuple):
     name: str
     number: int
     folder: str
+    flag: str
     epochs: int
     before: int
     model: Model
@@ -82,6 +86,7 @@ class Stage(NamedTuple):
     rate: Callable
     average: float
     fresh: Callable[[], TrainState]
+    like: Callable[[], TrainState]
     validate: Callable[[Params], dict[str, float]]
     score: Callable[[dict[str, float], int], float]
     headline: tuple[str, str]
@@ -118,12 +123,12 @@ def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
     if model.discriminator:
         loss = make_adversarial_loss(model, config.discriminator_dropout, data.spec.pixel_std, config.gradient_penalty)
         # Its latest counts: a likelihood by Parzen windows prefers one whose faces are all alike.
-        return Stage("cgan", 1, FIRST, config.epochs, 0, model, loss, optimizer, rate, config.average, fresh,
-                     lambda params: watcher.validate(model, params, data.validation),
+        return Stage("cgan", 1, FIRST, "epochs", config.epochs, 0, model, loss, optimizer, rate, config.average, fresh,
+                     lambda: jax.eval_shape(fresh), lambda params: watcher.validate(model, params, data.validation),
                      lambda found, epoch: float(epoch), ("accuracy", "discriminator right {:.0%}"))
     loss = make_loss(model, config.attribute_dropout, config.attribute_weight, config.kl_weight)
-    return Stage("autoencoder", 1, FIRST, config.epochs, 0, model, loss, optimizer, rate, config.average, fresh,
-                 lambda params: variational_bound(model, params, data.validation),
+    return Stage("autoencoder", 1, FIRST, "epochs", config.epochs, 0, model, loss, optimizer, rate, config.average,
+                 fresh, lambda: jax.eval_shape(fresh), lambda params: variational_bound(model, params, data.validation),
                  lambda found, epoch: found["bound"], ("bound", "bound {:,.0f}"))
 
 
@@ -132,15 +137,20 @@ def second_stage(config: Config, data: Dataset, run: pathlib.Path) -> Stage:
     model = make_model(config, data.spec)
     optimizer, rate = make_flow_optimizer(config, data.train.size // config.batch_size)
 
-    def fresh() -> TrainState:
-        frozen = best_params(config, data.spec, run / FIRST)
-        params = model.init_flow(jax.random.fold_in(jax.random.key(config.seed), 2))
-        frozen |= {"scale": latent_scale(model, frozen, data, config)}
-        # Arrays of their own, on the host: on the device the average would share the memory of what it is one of.
-        return jax.tree.map(np.array, begin({"flow": params["flow"]}, optimizer, FLOW_AVERAGE, frozen))
+    def at(params: Params) -> TrainState:
+        frozen = {name: tree for name, tree in params.items() if name != "flow"}
+        return begin({"flow": params["flow"]}, optimizer, FLOW_AVERAGE, frozen)
 
-    return Stage("flow", 2, FLOW, config.flow_epochs, config.epochs, model, make_flow_loss(model, WHOLLY, PARTLY),
-                 optimizer, rate, FLOW_AVERAGE, fresh,
+    def fresh() -> TrainState:
+        params = best_params(config, data.spec, run / FIRST)
+        params |= model.init_flow(jax.random.fold_in(jax.random.key(config.seed), 3))
+        params |= {"scale": latent_scale(model, params, data, config)}
+        # Arrays of their own, on the host: on the device the average would share the memory of what it is one of.
+        return jax.tree.map(np.array, at(params))
+
+    return Stage("flow", 2, FLOW, "flow_epochs", config.flow_epochs, config.epochs, model,
+                 make_flow_loss(model, WHOLLY, PARTLY), optimizer, rate, FLOW_AVERAGE, fresh,
+                 lambda: jax.eval_shape(lambda key: at(all_params(model, key)), jax.random.key(0)),
                  lambda params: {"matching": flow_matching(model, params, data.validation)},
                  lambda found, epoch: -found["matching"], ("matching", "matching error {:.4f}"))
 
@@ -173,57 +183,95 @@ def train_run(config: Config, data: Dataset, run: pathlib.Path, on_device: bool,
               watcher: Watcher) -> None:
     """Trains a run's stages to their end, each from its last checkpoint if there is one.
 
+    A run that stopped after its first stage, by --prior=gaussian, may be given a flow later.
+
     Raises:
       InputError: the run that is there has other settings, or its checkpoints are lost.
       Interrupted: a signal came, to this process or another; all is saved.
     """
+    if (run / "config.json").exists():
+        refuse_old_version((run / "config.json").read_text(errors="replace"), f"the run in {run}")
     for folder in (FIRST, FLOW):
         for line in set_damaged_aside(run / folder):
             watcher.warn(line)
-    flow_begun = config.prior == "flow" and has_checkpoints(run / FLOW)
-    if flow_begun:
-        with open_checkpoints(run / FLOW) as checkpoints:
-            before = checkpoints.facts()[0].epochs
-        if before != config.epochs:
-            raise InputError(f"the flow in {run} was trained on the latents of --epochs={before}, not {config.epochs}, "
-                             f"and belongs to them; give --epochs={before}, or another --run_dir, or delete "
-                             f"{run / FLOW} to train it again on those of more epochs")
-    else:
-        train_stage(first_stage(config, data, watcher), config, data, run, on_device, placement, watcher)
+    stages = [] if has_checkpoints(run / FLOW) else [lambda: first_stage(config, data, watcher)]
+    if not stages:
+        refuse_other_latents(config, data.spec, run)
+    elif config.prior == "flow":
+        say_what_becomes_of_a_lost_flow(config, run, watcher)
     if config.prior == "flow":
-        train_stage(second_stage(config, data, run), config, data, run, on_device, placement, watcher)
+        stages.append(lambda: second_stage(config, data, run))
+    size = data.train.size // config.batch_size * config.batch_size
+    with tqdm(total=size * config.all_epochs, unit=" faces", disable=jax.process_index() != 0, mininterval=0.5,
+              dynamic_ncols=True, delay=1e-3) as bar:  # a run that is finished shows none
+        for stage in stages:  # the second one begins with what the first has left
+            train_stage(stage(), config, data, run, on_device, placement, watcher, bar)
+
+
+def refuse_other_latents(config: Config, spec: Spec, run: pathlib.Path) -> None:
+    """Raises InputError if the flow that is there belongs to other settings, or to latents of fewer or more epochs."""
+    with open_checkpoints(run / FLOW) as checkpoints:
+        check_same(config, spec, checkpoints)
+        before = checkpoints.facts()[0].epochs
+    if before != config.epochs:
+        raise InputError(f"the flow in {run} was trained on the latents of --epochs={before}, not {config.epochs}, and "
+                         f"belongs to them; give --epochs={before}, or another --run_dir, or delete {run / FLOW} to "
+                         "train it again on those of more epochs")
+
+
+def say_what_becomes_of_a_lost_flow(config: Config, run: pathlib.Path, watcher: Watcher) -> None:
+    """Raises InputError if there are records of a flow without a checkpoint, and no more epochs are asked for before
+    it; where they are, says that it is trained again.
+    """
+    names = [record.get("stage") for record in read_metrics(run)]
+    lost, before = names.count("flow"), len(names) - names.count("flow")
+    if lost and config.epochs > before:
+        watcher.warn(f"the {lost} logged epochs of the flow in {run} are done again, on the latents of --epochs="
+                     f"{config.epochs}, not {before}")
+    else:
+        refuse_lost_checkpoints(run / FLOW, lost, config.checkpoint_every)
 
 
 def train_stage(stage: Stage, config: Config, data: Dataset, run: pathlib.Path, on_device: bool,
-                placement: parallel.Placement, watcher: Watcher) -> None:
+                placement: parallel.Placement, watcher: Watcher, bar: tqdm) -> None:
     """Trains one stage to its end, from its last checkpoint if there is one; arguments as of `train_run`."""
     steps_per_epoch = data.train.size // config.batch_size
     with open_checkpoints(run / stage.folder) as checkpoints:
-        state, begun = stage.fresh() if not checkpoints.steps() else jax.eval_shape(stage.fresh), {}
+        epochs, steps = divmod(max(checkpoints.steps(), default=0), steps_per_epoch)
         if checkpoints.steps():
             check_same(config, data.spec, checkpoints)
-            state, begun = checkpoints.restore(state), checkpoints.begun()
-            epochs, steps = divmod(int(state.step), steps_per_epoch)
-            if epochs < stage.epochs:
-                watcher.say(f"going on with the {stage.name} after epoch {epochs} of {stage.epochs}"
-                            + (f" and {steps} steps" if steps else ""))
+            if epochs + bool(steps) > stage.epochs:
+                raise InputError(f"the run in {run} has {epochs} epochs of the {stage.name} behind it, more than "
+                                 f"--{stage.flag}={stage.epochs}; give --{stage.flag}={epochs + bool(steps)}, or "
+                                 "another --run_dir")
+        elif logged := sum(record["epoch"] > stage.before for record in read_metrics(run)):
+            refuse_lost_checkpoints(run / stage.folder, logged, config.checkpoint_every)
+            watcher.warn(f"{run} was stopped before the {stage.name}'s first checkpoint; its {logged} logged epochs "
+                         "are done again")
+        if jax.process_index() == 0:
+            write_whole(run / "config.json", config.to_json().encode(), "run_dir")
+        if epochs == stage.epochs:
+            return
+        if checkpoints.steps():
+            watcher.say(f"going on with the {stage.name} after epoch {epochs} of {stage.epochs}"
+                        + (f" and {steps} steps" if steps else ""))
+            before = getattr(checkpoints.facts()[0], stage.flag)
+            if before != stage.epochs and config.schedule != "constant":
+                watcher.say(f"its learning rate fell over --{stage.flag}={before}; from here on it is that of "
+                            f"{stage.epochs} epochs")
+            state, begun = checkpoints.restore(stage.like()), checkpoints.begun()
         else:
-            if logged := sum(record["epoch"] > stage.before for record in read_metrics(run)):
-                refuse_lost_checkpoints(run / stage.folder, logged, config.checkpoint_every)
-                watcher.warn(f"{run} was stopped before the {stage.name}'s first checkpoint; its {logged} logged "
-                             "epochs are done again")
-            if jax.process_index() == 0:
-                write_whole(run / "config.json", config.to_json().encode(), "run_dir")
+            state, begun = stage.fresh(), {}
         watcher.say(f"{stage.name}: {stage.epochs} epochs, {count_parameters(state.params):,} parameters")
         step = make_step(stage.loss, stage.optimizer, config.seed, config.batch_size, config.mirror, placement,
                          stage.average, stage.number)
         train_epochs(stage, config, data, on_device, run, make_run(step, placement), state, begun, placement,
-                     checkpoints, watcher)
+                     checkpoints, watcher, bar)
 
 
 def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, run: pathlib.Path, run_step: Callable,
                  state: TrainState, begun: dict[str, list[float]], placement: parallel.Placement,
-                 checkpoints: Checkpoints, watcher: Watcher) -> None:
+                 checkpoints: Checkpoints, watcher: Watcher, bar: tqdm) -> None:
     """Trains epoch by epoch; after each: validation figures, records, a checkpoint, now and then a picture.
 
     Where a signal has come, it stops at the next look with a checkpoint of the state as it is, which may be in the
@@ -232,12 +280,11 @@ def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, r
     steps_per_epoch = data.train.size // config.batch_size
     epoch = int(state.step) // steps_per_epoch  # that are done
     main = jax.process_index() == 0
-    with contextlib.ExitStack() as stack:
-        record = stack.enter_context(open_records(run, stage.before + epoch)) if main else lambda _: None
-        size = steps_per_epoch * config.batch_size
-        bar = stack.enter_context(tqdm(total=size * config.all_epochs, unit=" faces", disable=not main,
-                                       initial=size * stage.before + int(state.step) * config.batch_size,
-                                       mininterval=0.5, dynamic_ncols=True))
+    seen = (steps_per_epoch * stage.before + int(state.step)) * config.batch_size
+    if bar.n != seen:  # in an earlier process
+        bar.n = bar.initial = bar.last_print_n = seen
+    bar.set_description(f"{stage.name}, epoch {epoch + 1}/{stage.epochs}")
+    with open_records(run, stage.before + epoch) if main else contextlib.nullcontext(lambda _: None) as record:
         parts = [{name: np.asarray(values, np.float32) for name, values in begun.items()}] if begun else []
         steps, began = steps_per_epoch - int(state.step) % steps_per_epoch, time.perf_counter()
         for now, means in fit(run_step, state, data.train, placement, config.seed, config.batch_size, stage.epochs,
@@ -292,9 +339,11 @@ def refuse_lost_checkpoints(folder: pathlib.Path, logged: int, checkpoint_every:
 def check_same(config: Config, spec: Spec, checkpoints: Checkpoints) -> None:
     """Raises InputError if a run that is there was trained with other settings or on other data."""
     old, old_spec, _ = checkpoints.facts()
+    # A run without a flow may be given one: nothing that it has depends on it.
+    free = MAY_CHANGE + OF_THE_FLOW if (old.prior, config.prior) == ("gaussian", "flow") else MAY_CHANGE
     for field in dataclasses.fields(Config):
         before, now = getattr(old, field.name), getattr(config, field.name)
-        if field.name not in MAY_CHANGE and before != now:
+        if field.name not in free and before != now:
             raise InputError(f"the run in {checkpoints.folder.parent} has --{field.name}={before}, not {now}; give "
                              f"--{field.name}={before} to go on with it, or another --run_dir")
     if json.dumps(old_spec.to_json()) != json.dumps(spec.to_json()):

@@ -2,11 +2,13 @@
 
   python -m tests.faults.kill --times=50
 
-A quarter of the kills come at any moment, a quarter while a checkpoint is being written, the rest shortly after a line
-of metrics.jsonl. A run is killed and started again until it ends; then its checkpoints and its records are compared.
+A fifth of the kills come at any moment, a fifth while a checkpoint is being written, a fifth between the stages, the
+rest shortly after a line of metrics.jsonl. A run is killed and started again until it ends; then the checkpoints of
+both of its stages and its records are compared.
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -20,11 +22,12 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from cmma_jax.training.checkpoint import open_checkpoints
+from cmma_jax.training.checkpoint import FIRST, FLOW, has_checkpoints, open_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1",
-        "--batch_size=2", "--epochs=6"]
+EPOCHS = 3  # of each stage
+TINY = ["--dataset=folder", "--image_size=16", "--width=4", "--components=1", "--prior_hidden=8", "--flow_width=64",
+        "--flow_blocks=1", "--devices=1", "--batch_size=2", f"--epochs={EPOCHS}", f"--flow_epochs={EPOCHS}"]
 TIMING = ("seconds", "faces_per_second")
 LONGEST = 300  # seconds that a start may take
 
@@ -45,14 +48,21 @@ def lines(run: pathlib.Path) -> list[str]:
 
 def inside_a_save(run: pathlib.Path) -> bool:
     """Returns whether a checkpoint is being written: it has another name until it is whole."""
-    return any("tmp" in path.name for path in (run / "checkpoints").glob("*"))
+    return any("tmp" in path.name for folder in (FIRST, FLOW) for path in (run / folder).glob("*"))
+
+
+def stage(run: pathlib.Path) -> str:
+    """Returns in which stage a run is, or that it is between them: the first one's epochs are done, the second one has
+    no checkpoint.
+    """
+    return "stage two" if has_checkpoints(run / FLOW) else "stage one" if len(lines(run)) < EPOCHS else "the border"
 
 
 def moments(how: str, run: pathlib.Path, rng: random.Random, seconds: float) -> Iterator[bool]:
     """Yields, as often as it is asked, whether the moment to kill has come.
 
     Args:
-      how: "any", "save" or "line".
+      how: "any", "save", "line" or "border".
       run: the run's folder.
       rng: of the moment.
       seconds: what a whole start takes.
@@ -61,6 +71,8 @@ def moments(how: str, run: pathlib.Path, rng: random.Random, seconds: float) -> 
     while how == "save":
         yield len(lines(run)) >= before + more - 1 and inside_a_save(run)
     while how == "line" and len(lines(run)) < before + more:
+        yield False
+    while how == "border" and len(lines(run)) < EPOCHS:
         yield False
     began = time.monotonic()
     while True:
@@ -83,10 +95,13 @@ def records(run: pathlib.Path) -> list[dict]:
             for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def states(run: pathlib.Path) -> dict[int, dict]:
-    """Returns the state of each checkpoint: step, parameters, optimiser. Keys come from the seed and the step."""
-    with open_checkpoints(run / "checkpoints") as checkpoints:
-        return {step: checkpoints.manager.restore(step)["state"] for step in checkpoints.steps()}
+def states(run: pathlib.Path) -> dict[tuple[str, int], dict]:
+    """Returns the state of each checkpoint of both stages: step, parameters, their average, optimiser."""
+    found = {}
+    for folder in (FIRST, FLOW):
+        with open_checkpoints(run / folder) as checkpoints:
+            found |= {(folder, step): checkpoints.manager.restore(step)["state"] for step in checkpoints.steps()}
+    return found
 
 
 def check_same(run: pathlib.Path, undisturbed: pathlib.Path) -> None:
@@ -94,7 +109,7 @@ def check_same(run: pathlib.Path, undisturbed: pathlib.Path) -> None:
     assert records(run) == records(undisturbed)
     assert [record["epoch"] for record in records(run)] == list(range(1, len(records(run)) + 1))
     mine, theirs = states(run), states(undisturbed)
-    assert list(mine) == list(theirs)
+    assert list(mine) == list(theirs) and {folder for folder, _ in mine} == {FIRST, FLOW}
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
     configs = [json.loads((path / "config.json").read_text()) | {"run_dir": ""} for path in (run, undisturbed)]
     assert configs[0] == configs[1]
@@ -113,22 +128,24 @@ def torment(faces: pathlib.Path, folder: pathlib.Path, undisturbed: pathlib.Path
       hows: of each kill, as of `moments`.
       seed: of the moments.
     """
-    rng, began, runs, in_saves, hows = random.Random(seed), time.monotonic(), 1, 0, list(hows)
+    rng, began, runs, hows = random.Random(seed), time.monotonic(), 1, list(hows)
+    at: collections.Counter[str] = collections.Counter()
     while True:
         run = folder / f"hurt{runs}"
         process = start([*TINY, f"--data_dir={faces}", f"--run_dir={run}"], folder / f"hurt{runs}.log")
         if hows and killed(process, moments(hows[0], run, rng, seconds)):
-            in_saves += inside_a_save(run)
-            print(f"{len(hows)} to go: killed at {hows[0]}, epoch {len(lines(run))}"
+            at.update([stage(run)] + ["inside a save"] * inside_a_save(run))
+            print(f"{len(hows)} to go: killed at {hows[0]}, epoch {len(lines(run))}, {stage(run)}"
                   + (", inside a save" if inside_a_save(run) else ""), flush=True)
             hows = hows[1:]
             continue
         assert process.wait(LONGEST) == 0, (folder / f"hurt{runs}.log").read_text()
         check_same(run, undisturbed)
         if not hows:
-            return (f"{runs} runs ended with parameters, optimiser, key and metrics equal to the undisturbed run's, "
-                    f"bit for bit, no line twice or missing; {in_saves} kills inside a save; "
-                    f"{time.monotonic() - began:.0f} s")
+            return (f"{runs} runs ended with parameters, averages, optimiser and metrics equal to the undisturbed "
+                    f"run's, bit for bit, no line twice or missing; kills: "
+                    + ", ".join(f"{at[where]} {where}" for where in sorted(at)) +
+                    f"; {time.monotonic() - began:.0f} s")
         runs += 1
 
 
@@ -141,7 +158,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=50, help="kills")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    hows = ["any", "save", "line", "line"] * (options.times // 4 + 1)
+    hows = ["any", "save", "line", "border", "line"] * (options.times // 5 + 1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         faces, undisturbed = folder / "faces", folder / "undisturbed"

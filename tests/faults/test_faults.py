@@ -1,5 +1,6 @@
 """train.py hurt: killed, stopped, its disk full or damaged, its gradients poisoned, its partner lost."""
 
+import itertools
 import os
 import pathlib
 import random
@@ -18,15 +19,25 @@ import pytest
 
 from cmma_jax.cli import train
 from cmma_jax.models.distributions import split_each
-from cmma_jax.training.checkpoint import open_checkpoints, set_damaged_aside
-from tests.faults.kill import LONGEST, ROOT, TINY, check_same, lines, records, start, states, torment
+from cmma_jax.training import stages
+from cmma_jax.training.checkpoint import FIRST, FLOW, open_checkpoints, set_damaged_aside
+from tests.faults.kill import EPOCHS, LONGEST, ROOT, TINY, check_same, lines, records, start, states, torment
 
 STEPS = 20  # an epoch, in two calls: a look from outside comes in its middle
-WHOLE = STEPS * 6
+WHOLE = STEPS * EPOCHS  # of either stage
 
 
 def arguments(faces, run, *more):
     return [*TINY, f"--data_dir={faces}", f"--run_dir={run}", *more]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def neither_pictures_nor_figures_at_the_end():
+    """In this process: to compile them takes longer than the training, and they change nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_progress", lambda *_: None)
+        patch.setattr(train, "report", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,54 +49,62 @@ def undisturbed(faces, tmp_path_factory):
 
 @pytest.fixture
 def at_call(monkeypatch):
-    """A function (n, act): act() once train.py's n-th call to the devices is done."""
-    fit = train.fit
+    """A function (n, act): act() once train.py's n-th call to the devices is done, those of both stages counted."""
+    fit = stages.fit
 
     def install(n, act):
+        calls = itertools.count(1)
+
         def hurt(*args):
-            for i, each in enumerate(fit(*args), 1):
-                if i == n:
+            for each in fit(*args):
+                if next(calls) == n:
                     act()
                 yield each
 
-        monkeypatch.setattr(train, "fit", hurt)
-        return lambda: monkeypatch.setattr(train, "fit", fit)
+        monkeypatch.setattr(stages, "fit", hurt)
+        return lambda: monkeypatch.setattr(stages, "fit", fit)
 
     return install
 
 
-def steps(run):
-    with open_checkpoints(run / "checkpoints") as checkpoints:
+def steps(run, folder=FIRST):
+    with open_checkpoints(run / folder) as checkpoints:
         return checkpoints.steps()
 
 
 def the_error(capsys):
     """Returns what train.py said on stderr but for its progress bar, which must be one line."""
-    told = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "faces/s" not in line]
+    told = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines()
+            if line.strip() and "faces/s" not in line]
     assert len(told) == 1, told
     return told[0]
 
 
-def test_killed_twice_once_inside_a_save_it_ends_the_same_bit_for_bit(undisturbed, faces, tmp_path):
-    said = torment(faces, tmp_path, undisturbed, 10, ["save", "line"])
-    assert "1 runs ended" in said and "0 kills inside a save" not in said
+def test_killed_inside_a_save_and_between_the_stages_it_ends_the_same_bit_for_bit(undisturbed, faces, tmp_path):
+    said = torment(faces, tmp_path, undisturbed, 10, ["save", "border", "save"])
+    assert "1 runs ended" in said and "inside a save" in said and "the border" in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_inside_an_epoch_saves_all_and_the_next_start_goes_on(number, undisturbed, faces, tmp_path, at_call,
-                                                                       capsys):
-    stop = at_call(3, lambda: os.kill(os.getpid(), number))
+@pytest.mark.parametrize("number, call, folder, step", [
+    (signal.SIGTERM, 3, FIRST, 30), (signal.SIGINT, 2 * EPOCHS, FIRST, WHOLE),
+    (signal.SIGINT, 2 * EPOCHS + 3, FLOW, 30)])
+def test_a_signal_in_either_stage_or_between_saves_all_and_the_next_start_goes_on(
+        number, call, folder, step, undisturbed, faces, tmp_path, at_call, capsys):
+    run = tmp_path / "run"
+    stop = at_call(call, lambda: os.kill(os.getpid(), number))
     began = time.monotonic()
-    assert train.main(arguments(faces, tmp_path / "run")) == 128 + number
+    assert train.main(arguments(faces, run)) == 128 + number
     assert time.monotonic() - began < 60
-    assert the_error(capsys).endswith("the same command goes on after step 30")
-    assert steps(tmp_path / "run")[-1] == 30 and len(records(tmp_path / "run")) == 1
+    assert the_error(capsys).endswith(f"the same command goes on after step {step}")
+    assert steps(run, folder)[-1] == step and len(records(run)) == call // 2
+    assert (run / FLOW).exists() == (folder == FLOW)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     stop()
-    assert train.main(arguments(faces, tmp_path / "run")) == 0
-    assert "going on after epoch 1 of 6 and 10 steps" in capsys.readouterr().out
-    check_same(tmp_path / "run", undisturbed)
+    assert train.main(arguments(faces, run)) == 0
+    name = {FIRST: "autoencoder", FLOW: "flow"}[folder]
+    assert (f"going on with the {name} after epoch 1 of 3 and 10 steps" in capsys.readouterr().out) == (step == 30)
+    check_same(run, undisturbed)
 
 
 def test_a_signal_at_an_epochs_end_saves_what_was_logged(undisturbed, faces, tmp_path, at_call):
@@ -126,9 +145,14 @@ def test_in_the_middle_of_a_long_computation_the_program_ends_all_the_same():
     assert process.returncode == 143 and "in the middle of a long computation" in process.stderr
 
 
-def copied(undisturbed, tmp_path):
-    shutil.copytree(undisturbed, tmp_path / "run")
-    return tmp_path / "run"
+def copied(undisturbed, tmp_path, reached=FLOW):
+    """A copy of the run, or with `reached` FIRST of its first stage."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    if reached == FIRST:
+        shutil.rmtree(run / FLOW)
+        (run / "metrics.jsonl").write_text("".join(lines(run)[:EPOCHS]))
+    return run
 
 
 def flip(path, where=0.5):
@@ -150,60 +174,90 @@ DAMAGES = {"a flipped byte": lambda checkpoint: flip(arrays(checkpoint)),
            "truncated JSON": lambda checkpoint: cut(checkpoint / "metrics" / "metrics")}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_the_newest_whole_checkpoint_is_used_and_the_damage_named(damage, undisturbed, faces, tmp_path, capsys):
-    run = copied(undisturbed, tmp_path)
-    DAMAGES[damage](run / "checkpoints" / str(WHOLE))
+@pytest.mark.parametrize("damage, folder, name", [
+    ("a flipped byte", FIRST, "autoencoder"), ("a flipped byte", FLOW, "flow"), ("truncated JSON", FLOW, "flow")])
+def test_the_newest_whole_checkpoint_is_used_and_the_damage_named(damage, folder, name, undisturbed, faces, tmp_path,
+                                                                    capsys):
+    run = copied(undisturbed, tmp_path, folder)
+    DAMAGES[damage](run / folder / str(WHOLE))
     assert train.main(arguments(faces, run)) == 0
     said = capsys.readouterr()
-    assert "going on after epoch 5 of 6" in said.out
+    assert f"going on with the {name} after epoch 2 of 3" in said.out
     named = [line for line in said.err.splitlines() if "is damaged" in line]
-    assert len(named) == 1 and f"checkpoints/{WHOLE} is damaged" in named[0]
-    assert (run / "damaged" / str(WHOLE)).is_dir()
+    assert len(named) == 1 and f"{folder}/{WHOLE} is damaged" in named[0]
+    assert (run / "damaged" / folder / str(WHOLE)).is_dir()
     check_same(run, undisturbed)
+
+
+def test_under_a_flow_that_has_begun_the_first_stage_is_not_trained_again(undisturbed, faces, tmp_path, capsys):
+    """Its last checkpoint is damaged, and put aside; the flow has all that it needs."""
+    run = copied(undisturbed, tmp_path)
+    flip(arrays(run / FIRST / str(WHOLE)))
+    shutil.rmtree(run / FLOW / str(WHOLE))
+    assert train.main(arguments(faces, run)) == 0
+    said = capsys.readouterr()
+    assert f"{FIRST}/{WHOLE} is damaged" in said.err and "with the autoencoder" not in said.out
+    found, expected = ({at: state for at, state in states(each).items() if at[0] == FLOW}
+                       for each in (run, undisturbed))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert records(run) == records(undisturbed)
 
 
 def test_any_damage_to_any_file_is_named_or_does_not_matter(undisturbed, tmp_path):
     """What is left unnamed is what no reader uses: the state then comes back bit for bit."""
-    rng, expected, named = random.Random(0), states(undisturbed)[WHOLE], 0
-    newest = undisturbed / "checkpoints" / str(WHOLE)
+    rng, expected, named = random.Random(0), states(undisturbed)[FLOW, WHOLE], 0
+    newest = undisturbed / FLOW / str(WHOLE)
     files = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
     for i, path in enumerate(rng.sample(files, min(len(files), 8))):
         run = tmp_path / str(i)
         shutil.copytree(undisturbed, run)
         hurt = [pathlib.Path.unlink, cut, lambda path: flip(path, rng.random())][i % 3]
-        hurt(run / "checkpoints" / str(WHOLE) / path)
-        if set_damaged_aside(run / "checkpoints"):
+        hurt(run / FLOW / str(WHOLE) / path)
+        if set_damaged_aside(run / FLOW):
             named += 1
-            assert steps(run)[-1] == WHOLE - STEPS
+            assert steps(run, FLOW)[-1] == WHOLE - STEPS
         else:
-            jax.tree.map(np.testing.assert_array_equal, states(run)[WHOLE], expected)
+            jax.tree.map(np.testing.assert_array_equal, states(run)[FLOW, WHOLE], expected)
     assert named
 
 
 def test_without_a_whole_checkpoint_nothing_begins_again(undisturbed, faces, tmp_path, capsys):
     run = copied(undisturbed, tmp_path)
-    for checkpoint in (run / "checkpoints").iterdir():
-        flip(checkpoint / "facts" / "metadata")
-    before = sorted((run / "checkpoints").iterdir()), (run / "metrics.jsonl").read_text()
+
+    def content():
+        return sorted(run.rglob("*")), (run / "metrics.jsonl").read_text()
+
+    for folder in (FLOW, FIRST):
+        for checkpoint in (run / folder).iterdir():
+            flip(checkpoint / "facts" / "metadata")
+        before = content()
+        assert train.main(arguments(faces, run)) == 2
+        error = the_error(capsys)
+        assert f"{folder} is whole; the newest, {WHOLE}: " in error and content() == before
+        shutil.rmtree(run / folder)
+        if folder == FLOW:
+            before = content()
+            assert train.main(arguments(faces, run)) == 2
+            error = the_error(capsys)
+            assert f"3 epochs in metrics.jsonl but no checkpoint of them; restore {run / FLOW} from" in error
+            assert content() == before
+    (run / "metrics.jsonl").write_text("".join(lines(run)[:EPOCHS]))
     assert train.main(arguments(faces, run)) == 2
-    assert f"is whole; the newest, {WHOLE}: " in the_error(capsys)
-    assert (sorted((run / "checkpoints").iterdir()), (run / "metrics.jsonl").read_text()) == before
-    shutil.rmtree(run / "checkpoints")
-    assert train.main(arguments(faces, run)) == 2
-    assert "6 epochs in metrics.jsonl but no checkpoint" in the_error(capsys)
+    assert f"3 epochs in metrics.jsonl but no checkpoint of them; restore {run / FIRST} from" in the_error(capsys)
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of its own, of 700 kB, and a function that mounts it anew with other options."""
+    """A file system of its own, of 1,500 kB, in which a flow has no room, and a function that mounts it anew with other
+    options.
+    """
     place = tmp_path / "disk"
     place.mkdir()
 
     def mount(options):
         return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True).returncode
 
-    if shutil.which("mount") is None or mount("size=700k"):
+    if shutil.which("mount") is None or mount("size=1500k"):
         pytest.skip("needs the right to mount a tmpfs")
     yield place, lambda options: mount(f"remount,{options}")
     subprocess.run(["umount", "-l", place], check=True)
@@ -236,11 +290,10 @@ def test_a_full_disk_ends_the_run_with_one_line_and_room_lets_it_go_on(undisturb
     (_, mount), run = disk, disk[0] / "run"
     code, (error,) = ended(arguments(faces, run), tmp_path / "log")
     assert code == 2 and "No space left on device" in error
-    reached = steps(run)[-1]
-    assert STEPS <= reached < WHOLE
-    assert mount("size=20m") == 0
+    assert steps(run)[-1] == WHOLE and steps(run, FLOW) == []
+    assert mount("size=40m") == 0
     assert ended(arguments(faces, run), tmp_path / "log") == (0, [])
-    assert f"going on after epoch {reached // STEPS} of 6" in (tmp_path / "log").read_text()
+    assert "its 1 logged epochs are done again" in (tmp_path / "log").read_text()
     check_same(run, undisturbed)
 
 
@@ -268,10 +321,10 @@ def test_a_disk_that_becomes_read_only_ends_the_run_with_one_line(faces, disk, t
 def test_files_that_may_not_grow_leave_the_last_checkpoint_whole(undisturbed, faces, tmp_path):
     """Another full disk, which needs no rights: a limit on the size of files."""
     run = copied(undisturbed, tmp_path)
-    shutil.rmtree(run / "checkpoints" / str(WHOLE))
+    shutil.rmtree(run / FLOW / str(WHOLE))
     code, (error,) = ended(arguments(faces, run), tmp_path / "log", limit=20_000)
     assert code == 2 and "File too large" in error
-    assert set_damaged_aside(run / "checkpoints") == [] and steps(run)[-1] == WHOLE - STEPS
+    assert set_damaged_aside(run / FLOW) == [] and steps(run, FLOW)[-1] == WHOLE - STEPS
     assert ended(arguments(faces, run), tmp_path / "log") == (0, [])
     check_same(run, undisturbed)
 
@@ -289,7 +342,7 @@ poisoned.defvjp(lambda params, factor: (params, factor),
 def test_a_gradient_that_is_not_a_number_stops_the_run_at_its_step(undisturbed, faces, tmp_path, at_call, capsys,
                                                                       monkeypatch):
     """The loss of that step is finite, and so would be a look at it alone."""
-    step, make_loss = 27, train.make_loss
+    step, make_loss = 27, stages.make_loss
     key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), step - 1), 0)
     chosen = jax.random.key_data(split_each(key[None], 2)[0][0])
 
@@ -306,7 +359,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_run_at_its_step(undisturbed, 
     assert train.main(arguments(faces, tmp_path / "run")) == 143
     stop()
     capsys.readouterr()
-    monkeypatch.setattr(train, "make_loss", make_poisoned)
+    monkeypatch.setattr(stages, "make_loss", make_poisoned)
     assert train.main(arguments(faces, tmp_path / "run")) == 2
     assert f"the gradient's norm was nan at step {step}" in the_error(capsys)
     assert steps(tmp_path / "run") == [STEPS]
