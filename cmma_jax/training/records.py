@@ -5,12 +5,16 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from cmma_jax.data.files import write_whole
 
 
-def read_metrics(run: pathlib.Path) -> list[dict[str, float]]:
-    """Returns the lines of a run's metrics.jsonl, oldest first; a line cut short by a crash is left out."""
+def read_metrics(run: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the lines of a run's metrics.jsonl, oldest first; a line cut short by a crash is left out.
+
+    All of a line are numbers but `stage`, the name of the run's stage: autoencoder, flow or cgan.
+    """
     path = run / "metrics.jsonl"
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     records = []
