@@ -19,6 +19,7 @@ from cmma_jax.models.distributions import (
 )
 from cmma_jax.models.networks import (
     GROUP,
+    SMALL,
     DiscriminatorNetwork,
     MapAttributes,
     MapDecoder,
@@ -37,6 +38,7 @@ Params = dict
 # and not the face, and at a saturated pixel it could grow without end.
 PIXEL_LOGVAR_FLOOR = -13.567
 LOG_SCALE_FLOOR = math.log(1 / 255) - 2.5  # at which a value has all of its interval's mass but e^-6
+START_LOG_SCALE = -2.0  # of a new mixture, of the data's own
 ATTRIBUTE_LOGVAR_FLOOR = -4.0  # a standardised attribute is not known better than to 0.135 of its deviation
 DROPOUT = 0.1  # of the velocity's feed-forward units, while it is trained
 
@@ -205,8 +207,7 @@ def _autoencoder(architecture: Architecture, spec: Spec, sees_x: bool = False, s
     width, dtype = architecture.width, architecture.precision
     mixture = architecture.likelihood == "logistic_mixture"
     heads = 10 * architecture.components if mixture else 6
-    # The logistics of a mixture would stay alike if they began alike.
-    head_init = nn.initializers.variance_scaling(0.01, "fan_in", "normal") if mixture else nn.initializers.zeros
+    head_init = SMALL if mixture else nn.initializers.zeros
 
     def networks(more: int, sees_x: bool, sees_z: bool) -> dict[str, tuple]:
         if len(shape) == 1:
@@ -297,8 +298,8 @@ def _mixture(spec: Spec, heads: jax.Array) -> LogisticMixture:
     weights, others = heads[..., :count], heads[..., count:].reshape(*heads.shape[:-1], 3, 3, count)
     centre = jnp.asarray(spec.mean_face)[None]
     means = centre[..., None] + spec.pixel_std * others[..., 0, :, :]
-    # A logistic's deviation is pi / sqrt(3) times its scale.
-    log_scales = math.log(spec.pixel_std * math.sqrt(3) / math.pi) + others[..., 1, :, :]
+    # A logistic's deviation is pi / sqrt(3) times its scale. Narrow at the start, it has its means learnt first.
+    log_scales = math.log(spec.pixel_std * math.sqrt(3) / math.pi) + START_LOG_SCALE + others[..., 1, :, :]
     return LogisticMixture(jax.nn.log_softmax(weights), means, jnp.maximum(log_scales, LOG_SCALE_FLOOR),
                            jnp.tanh(others[..., 2, :, :]), centre)
 

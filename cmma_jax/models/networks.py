@@ -2,7 +2,8 @@
 
 Attributes reach them encoded: `a`, [B, 2A], the values with holes at 0 beside the mask of the known ones.
 Faces reach them centred on the mean face and scaled to unit deviation. Heads start at zero, so that a new
-model says: mean face, the data's own spread, z ~ N(0, I). Parameters are float32; with `dtype` bfloat16 what lies
+model says: mean face, the data's own spread, z ~ N(0, I); those of a map's mean and of a mixture nearly so, as a map
+that says nothing would go on saying nothing for an epoch, and a mixture's parts would stay alike. Parameters are float32; with `dtype` bfloat16 what lies
 between entrance and heads is not, which halves its memory and its traffic.
 
 z is a map, [B, cells, cells, channels], or a vector, [B, J], whose networks are the paper's (Fig. 5).
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 HE_NORMAL = nn.initializers.he_normal()
+SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
 STAGES = 4  # of the networks of a vector: 64 x 64 -> 4 x 4
 KNOWN = 64  # features of the attributes by which blocks are shifted and scaled
 GROUP = 4  # faces that a discriminator compares with one another
@@ -133,9 +135,8 @@ class MapEncoder(nn.Module):
             for block in range(self.blocks):
                 features = Block(name=f"block{stage}_{block}")(features, known)
         features = nn.relu(_norm(features, "norm")).astype(x.dtype)
-        heads = _conv3(2 * self.channels, features, "heads", nn.initializers.zeros)
-        mean, logvar = jnp.split(heads, 2, -1)
-        return mean, logvar
+        mean = _conv3(self.channels, features, "mean", SMALL)
+        return mean, _conv3(self.channels, features, "logvar", nn.initializers.zeros)
 
 
 class MapDecoder(nn.Module):

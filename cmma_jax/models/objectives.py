@@ -185,18 +185,18 @@ def make_loss(model: Model, attribute_dropout: float, attribute_weight: float, k
     return loss
 
 
-def make_flow_loss(model: Model, wholly: float, partly: float):
+def make_flow_loss(model: Model, wholly: float = 0.0, partly: float = 0.0, dropout: bool = False):
     """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), what the second stage minimises.
 
     It is the matching error of the flow at z ~ q(z|x, y), y as far as it is known, of whose attributes some are hidden
-    from the flow alone. The encoder gets no gradient. With 0 and 0 nothing is hidden, and no unit is dropped.
+    from the flow alone, as `hide_attributes` has it. The encoder gets no gradient. dropout: whether units are dropped.
     """
 
     def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
         match_key, hide_key, latent_key = split_each(key, 3)
         z = jax.lax.stop_gradient(model.posterior(params, x, y, mask).sample(latent_key))
         seen = hide_attributes(hide_key, mask, wholly, partly)
-        error = matching(model, params, match_key, z, y, seen, dropout=wholly + partly > 0)
+        error = matching(model, params, match_key, z, y, seen, dropout)
         return error, {"matching": error}
 
     return loss

@@ -75,7 +75,7 @@ def flow_matching(model: Model, params: Params, faces: Faces, seed: int = 0, bat
 @functools.partial(jax.jit, static_argnums=0)
 def _batch_matching(model, params, batch, rows, seed):
     keys = row_keys(seed, rows)
-    return make_flow_loss(model, 0.0, 0.0)(params, keys, pixels(batch.x), batch.y, batch.mask)[0]
+    return make_flow_loss(model)(params, keys, pixels(batch.x), batch.y, batch.mask)[0]
 
 
 def importance_weighted(model: Model, params: Params, faces: Faces, samples: int, seed: int = 0,

@@ -120,16 +120,25 @@ def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
         params = jax.tree.map(lambda leaf: leaf * config.weight_variance**0.5, params)  # biases are 0
         return begin(params, optimizer, config.average)
 
+    shared: dict[str, Any] = {
+        "number": 1, "folder": FIRST, "flag": "epochs", "epochs": config.epochs, "before": 0, "model": model,
+        "optimizer": optimizer, "rate": rate, "average": config.average, "fresh": fresh,
+        "like": lambda: jax.eval_shape(fresh)}
     if model.discriminator:
-        loss = make_adversarial_loss(model, config.discriminator_dropout, data.spec.pixel_std, config.gradient_penalty)
-        # Its latest counts: a likelihood by Parzen windows prefers one whose faces are all alike.
-        return Stage("cgan", 1, FIRST, "epochs", config.epochs, 0, model, loss, optimizer, rate, config.average, fresh,
-                     lambda: jax.eval_shape(fresh), lambda params: watcher.validate(model, params, data.validation),
-                     lambda found, epoch: float(epoch), ("accuracy", "discriminator right {:.0%}"))
-    loss = make_loss(model, config.attribute_dropout, config.attribute_weight, config.kl_weight)
-    return Stage("autoencoder", 1, FIRST, "epochs", config.epochs, 0, model, loss, optimizer, rate, config.average,
-                 fresh, lambda: jax.eval_shape(fresh), lambda params: variational_bound(model, params, data.validation),
-                 lambda found, epoch: found["bound"], ("bound", "bound {:,.0f}"))
+        return Stage(
+            name="cgan",
+            loss=make_adversarial_loss(model, config.discriminator_dropout, data.spec.pixel_std,
+                                       config.gradient_penalty),
+            validate=lambda params: watcher.validate(model, params, data.validation),
+            # Its latest counts: a likelihood by Parzen windows prefers one whose faces are all alike.
+            score=lambda found, epoch: float(epoch),
+            headline=("accuracy", "discriminator right {:.0%}"), **shared)
+    return Stage(
+        name="autoencoder",
+        loss=make_loss(model, config.attribute_dropout, config.attribute_weight, config.kl_weight),
+        validate=lambda params: variational_bound(model, params, data.validation),
+        score=lambda found, epoch: found["bound"],
+        headline=("bound", "bound {:,.0f}"), **shared)
 
 
 def second_stage(config: Config, data: Dataset, run: pathlib.Path) -> Stage:
@@ -148,11 +157,14 @@ def second_stage(config: Config, data: Dataset, run: pathlib.Path) -> Stage:
         # Arrays of their own, on the host: on the device the average would share the memory of what it is one of.
         return jax.tree.map(np.array, at(params))
 
-    return Stage("flow", 2, FLOW, "flow_epochs", config.flow_epochs, config.epochs, model,
-                 make_flow_loss(model, WHOLLY, PARTLY), optimizer, rate, FLOW_AVERAGE, fresh,
-                 lambda: jax.eval_shape(lambda key: at(all_params(model, key)), jax.random.key(0)),
-                 lambda params: {"matching": flow_matching(model, params, data.validation)},
-                 lambda found, epoch: -found["matching"], ("matching", "matching error {:.4f}"))
+    return Stage(
+        name="flow", number=2, folder=FLOW, flag="flow_epochs", epochs=config.flow_epochs, before=config.epochs,
+        model=model,
+        loss=make_flow_loss(model, WHOLLY, PARTLY, dropout=True), optimizer=optimizer, rate=rate, average=FLOW_AVERAGE,
+        fresh=fresh, like=lambda: jax.eval_shape(lambda key: at(all_params(model, key)), jax.random.key(0)),
+        validate=lambda params: {"matching": flow_matching(model, params, data.validation)},
+        score=lambda found, epoch: -found["matching"],
+        headline=("matching", "matching error {:.4f}"))
 
 
 def best_params(config: Config, spec: Spec, folder: pathlib.Path) -> Params:
