@@ -3,8 +3,8 @@
 Attributes reach them encoded: `a`, [B, 2A], the values with holes at 0 beside the mask of the known ones.
 Faces reach them centred on the mean face and scaled to unit deviation. Heads start at zero, so that a new
 model says: mean face, the data's own spread, z ~ N(0, I); those of a map's mean and of a mixture nearly so, as a map
-that says nothing would go on saying nothing for an epoch, and a mixture's parts would stay alike. Parameters are float32; with `dtype` bfloat16 what lies
-between entrance and heads is not, which halves its memory and its traffic.
+that says nothing would go on saying nothing for an epoch, and a mixture's parts would stay alike. Parameters are
+float32; with `dtype` bfloat16 what lies between entrance and heads is not, which halves its memory and its traffic.
 
 z is a map, [B, cells, cells, channels], or a vector, [B, J], whose networks are the paper's (Fig. 5).
 """
