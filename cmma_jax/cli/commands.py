@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError
+from cmma_jax.models.flow import STEPS
 from cmma_jax.sampling import photos, pictures
 from cmma_jax.sampling.attributes import parse_settings
 from cmma_jax.sampling.face_model import INFERENCE_SAMPLES, FaceModel, load
@@ -81,9 +82,12 @@ class Generate(_Run):
     seed: int = 0
     """Of the noise."""
     temperature: float = 1.0
-    """Factor on the deviation of p(z|attributes); 0: the face at its mean."""
-    guidance: float = 0.0
-    """Of a model with a flow prior: how far beyond what the attributes ask for, 1 for instance; 0: not at all."""
+    """Factor on the deviation of the noise; 0: the face at its mean."""
+    guidance: float | None = None
+    """Of a flow: the scale w of classifier-free guidance; 1: none; above 1 faces show their attributes more, and differ
+    less. Left out: 1.5 where attributes are set."""
+    steps: int = STEPS
+    """Of a flow's solver; fewer are faster and less exact."""
     columns: int = 8
     """Faces in a row of the picture."""
     out: str = "faces.png"
@@ -92,7 +96,7 @@ class Generate(_Run):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Edit(_Run, _Photo):
-    """Change the face in a photograph; its attributes, where they are not given, are told by the model.
+    """Change the face in a photograph; its attributes, where they are not given, are inferred.
 
       python -m cmma_jax edit photo.jpg --set "Mustache=1" --out edited.png
     """
@@ -104,11 +108,14 @@ class Edit(_Run, _Photo):
     known: str = ""
     """What is known of the face: NAME=VALUE, with commas between."""
     intensity: float = 1.0
-    """0: no change; 1: as asked; 2: twice that; negative: the other way."""
+    """0: no change; 1: plainly visible, with a flow; 2: twice that; negative: the other way."""
     literal: bool = False
-    """As the paper's step 2 has it: the encoder sees the new attributes too, which counts the change twice."""
-    keep_detail: bool = False
-    """Keep what the model cannot reproduce of the face."""
+    """Of a Gaussian prior, as the paper's step 2 has it: the encoder sees the new attributes too, which counts the
+    change twice."""
+    keep_detail: bool = True
+    """Keep what the model cannot reproduce of the face; --no-keep_detail: the face as the model decodes it."""
+    steps: int = STEPS
+    """Of a flow's solver, to the noise and back; fewer are faster and less exact."""
     whole: bool = False
     """Put the face back into the photograph, blended; else the picture is the face, before and after."""
     out: str = "edited.png"
@@ -117,7 +124,7 @@ class Edit(_Run, _Photo):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Infer(_Run, _Photo):
-    """Tell the attributes of the face in a photograph.
+    """Infer the attributes of the face in a photograph.
 
       python -m cmma_jax infer photo.jpg
     """
@@ -136,7 +143,7 @@ class Infer(_Run, _Photo):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Morph(_Run, _Photo):
-    """Turn one face into another, on the straight path in z.
+    """Turn one face into another: through the noise of a flow, or on the straight path in z.
 
       python -m cmma_jax morph a.jpg b.jpg --out morph.gif
     """
@@ -153,7 +160,7 @@ class Morph(_Run, _Photo):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep(_Run, _Photo):
-    """Move a face along one attribute, as edits of negative and positive intensity do.
+    """Edit a face along one attribute, from negative to positive intensity.
 
       python -m cmma_jax sweep --attribute Smiling --out sweep.gif
       python -m cmma_jax sweep --attribute Smiling --photo photo.jpg --out sweep.png
@@ -162,11 +169,11 @@ class Sweep(_Run, _Photo):
     attribute: str
     """Its name."""
     photo: str = ""
-    """An image file; empty: the face at the mean of p(z|attributes)."""
+    """An image file; empty: a sample of a flow, or the face at the mean of p(z|attributes)."""
     set: str = ""
     """Without a photograph: other attributes, NAME=VALUE, with commas between."""
-    reach: float = 4.0
-    """Intensities go from -reach to reach; 1 is the way from an attribute's absence to its presence."""
+    reach: float = 1.0
+    """Intensities go from -reach to reach; 1 is an edit that sets the attribute."""
     frames: int = 9
     """On the way; a GIF goes there and back."""
     out: str = "sweep.gif"
@@ -182,6 +189,10 @@ class Export(_Run):
 
     out: str = "sampler.bin"
     """The file to write; OUT.json says how to call it."""
+    guidance: float | None = None
+    """As of generate, the same for every call; left out: 1.5 with a flow."""
+    steps: int = STEPS
+    """Of a flow's solver."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,7 +212,7 @@ def generate(arguments: Generate) -> None:
         _check(getattr(arguments, name) > 0, name, getattr(arguments, name), "1 or more")
     model = arguments.model()
     made = model.generate(parse_settings(arguments.set), arguments.n, arguments.seed, arguments.temperature,
-                          arguments.groups, arguments.guidance)
+                          arguments.groups, arguments.guidance, arguments.steps)
     columns = min(arguments.columns, len(made))
     made = np.concatenate([made, np.ones((-len(made) % columns, *made.shape[1:]), made.dtype)])
     _write(pictures.grid(list(made.reshape(-1, columns, *made.shape[1:]))), arguments.out)
@@ -216,7 +227,7 @@ def edit(arguments: Edit) -> None:
     photo = arguments.read(arguments.photo, model.run.spec.image_shape[0])
     (edited,) = model.edit(photo.face, parse_settings(arguments.set), parse_settings(arguments.known),
                            arguments.intensity, literal=arguments.literal, keep_detail=arguments.keep_detail,
-                           groups=arguments.groups)
+                           groups=arguments.groups, steps=arguments.steps)
     picture = photos.put_back(photo, edited) if arguments.whole else pictures.grid([np.stack([photo.face, edited])])
     _write(picture, arguments.out)
 
@@ -225,11 +236,11 @@ def infer(arguments: Infer) -> None:
     """Prints the attributes of a face, the likeliest or highest first."""
     model = arguments.model()
     photo = arguments.read(arguments.photo, model.run.spec.image_shape[0])
-    told = model.infer_attributes(photo.face, parse_settings(arguments.known), arguments.seed, arguments.samples,
-                                  arguments.steps)
+    inferred = model.infer_attributes(photo.face, parse_settings(arguments.known), arguments.seed, arguments.samples,
+                                      arguments.steps)
     binary = model.run.spec.kind == "binary"
     lines = [f"{'attribute':28} {'probability' if binary else 'score':>11} {'deviation':>10}"]
-    for name, (mean, deviation) in sorted(told.items(), key=lambda entry: -float(entry[1][0][0])):
+    for name, (mean, deviation) in sorted(inferred.items(), key=lambda entry: -float(entry[1][0][0])):
         lines.append(f"{name:28} {mean[0]:11.3f} {deviation[0]:10.3f}")
     print("\n".join(lines))
 
@@ -258,7 +269,7 @@ def sweep(arguments: Sweep) -> None:
 
 def export(arguments: Export) -> None:
     """Writes the sampler."""
-    for path in arguments.model().export(arguments.out):
+    for path in arguments.model().export(arguments.out, arguments.guidance, arguments.steps):
         print(path)
 
 

@@ -42,7 +42,7 @@ class Figures:
       python train.py --model=vae --preset=paper --latent_size=2 --run_dir=runs/vae-plane
 
     6: faces from attributes, by CMMA, CVAE and CGAN; 8: training faces edited, by CMMA and CVAE; 9: training faces made
-    old; 10: test faces edited whose attributes the model is not told; sweep: a test face along single attributes;
+    old; 10: test faces edited whose attributes are inferred; sweep: a test face along single attributes;
     samples: random faces for one vector of attributes.
     """
 
@@ -62,10 +62,10 @@ class Figures:
     """Figure 4: the VAE with two latents."""
     data_dir: str = ""
     """Folder of the data set's files; empty: where the runs found them."""
-    intensity: float = 3.0
-    """Of the changes in 6, 8, 9 and 10; the paper's is 1, where many are too faint to be seen."""
+    intensity: float = 1.0
+    """Of the changes; with Gaussian priors many are too faint to be seen below 3."""
     literal: bool = False
-    """8 and 9: the encoder sees the new attributes, as in the paper's step 2."""
+    """8 and 9, with Gaussian priors: the encoder sees the new attributes, as in the paper's step 2."""
     limit: int = 1000
     """Figure 4: validation faces whose posteriors are drawn."""
     seed: int = 0
@@ -116,7 +116,7 @@ def figure6(arguments: Figures, path: pathlib.Path) -> None:
 
 
 def figure8(arguments: Figures, path: pathlib.Path) -> None:
-    """Training faces without these attributes, reconstructed, and with one more each row."""
+    """Training faces without these attributes, their reconstructions, and with one more each row."""
     models = _models(arguments, "cmma", "cvae")
     faces = _having(load_data(models[0].run, arguments.data_dir).train, models[0], BARE | {"Big Lips": 0})
     _edits(arguments, models, faces, EDITS, path)
@@ -130,11 +130,11 @@ def figure9(arguments: Figures, path: pathlib.Path) -> None:
 
 
 def figure10(arguments: Figures, path: pathlib.Path) -> None:
-    """Test faces whose attributes are told by the model; the data's own only choose faces without these."""
+    """Test faces whose attributes are inferred; the data's own only choose faces without these."""
     (model,) = _models(arguments, "cmma")
     faces = _having(load_data(model.run, arguments.data_dir).test, model, BARE)
-    rows = [faces.x / 255, *(model.edit(faces.x, change, intensity=arguments.intensity)
-                             for change in UNKNOWN_EDITS.values())]
+    rows = [faces.x / 255, *(model.edit(faces.x, change, intensity=arguments.intensity,
+                             keep_detail=bool(change)) for change in UNKNOWN_EDITS.values())]
     plots.labelled_faces([(f"{model.run.system}, attributes unknown", rows)], ["face", *UNKNOWN_EDITS], path)
 
 
@@ -142,7 +142,7 @@ def sweep(arguments: Figures, path: pathlib.Path) -> None:
     """One test face along single attributes, by intensity."""
     (model,) = _models(arguments, "cmma")
     face = _having(load_data(model.run, arguments.data_dir).test, model, BARE).x[3]
-    levels = np.linspace(-4, 4, 9)
+    levels = arguments.intensity * np.linspace(-1, 1, 9)
     plots.labelled_faces([(model.run.system, [model.sweep(name, levels, face=face) for name in SWEPT])], list(SWEPT),
                          path, [f"{level:g}" for level in levels])
 
@@ -164,13 +164,13 @@ DRAWN = {"4": figure4, "6": figure6, "8": figure8, "9": figure9, "10": figure10,
 
 def _edits(arguments: Figures, models: list[FaceModel], faces: Faces, edits: Mapping[str, Settings],
            path: pathlib.Path) -> None:
-    blocks = []
+    blocks = []  # where nothing changes the row is the reconstruction: with its detail it would be the face itself
     for model in models:
         rows, settings = [faces.x / 255], Attributes(model.run.spec)
         for change in edits.values():
             new = settings.settle(change, faces.y, faces.mask)
             rows.append(model.edit_encoded(faces.x / np.float32(255), faces.y, faces.mask, *new, arguments.intensity,
-                                           literal=arguments.literal))
+                                           literal=arguments.literal, keep_detail=bool(change)))
         blocks.append((model.run.system, rows))
     plots.labelled_faces(blocks, ["face", *edits], path)
 

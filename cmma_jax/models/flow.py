@@ -61,6 +61,13 @@ def draw(model: Model, params: Params, key: jax.Array, y: jax.Array, mask: jax.A
     noise = temperature * standard_normal(key, p.mean.shape)
     if model.velocity is None:
         return p.mean + jnp.exp(p.logvar / 2) * noise
+    return from_noise(model, params, noise, Wanted(y, mask), guidance, steps)
+
+
+def from_noise(model: Model, params: Params, noise: jax.Array, wanted: Wanted,
+               guidance: float | jax.Array | None = None, steps: int = STEPS) -> jax.Array:
+    """Returns z, [B, J], to which a flow leads noise, [B, J]; arguments else as of `draw`."""
+    y, mask = wanted
     nothing = Wanted(jnp.zeros_like(y), jnp.zeros_like(mask))
 
     def velocity(u: jax.Array, t: jax.Array) -> jax.Array:
@@ -70,6 +77,12 @@ def draw(model: Model, params: Params, key: jax.Array, y: jax.Array, mask: jax.A
         return toward + (jnp.asarray(guidance) - 1) * (toward - away)
 
     return _latent(params, _heun(velocity, noise, 0.0, 1.0, steps)[0])
+
+
+def to_noise(model: Model, params: Params, z: jax.Array, known: Wanted, steps: int = STEPS) -> jax.Array:
+    """Returns the noise, [B, J], from which a flow under known attributes leads to z; but for the solver's error."""
+    return _heun(lambda u, t: model.velocity(params, u, _everywhere(t, u), *known), _standardised(params, z), 1.0, 0.0,
+                 steps)[0]
 
 
 def transport(model: Model, params: Params, z: jax.Array, old: Wanted, new: Wanted, weight: jax.Array,

@@ -13,12 +13,16 @@ import numpy as np
 from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError
 from cmma_jax.models.distributions import row_keys
+from cmma_jax.models.flow import STEPS
 from cmma_jax.sampling import faces
 from cmma_jax.sampling.attributes import Attributes, Settings
 from cmma_jax.training.compact import shipped
+from cmma_jax.training.config import Config
 from cmma_jax.training.runs import Run, find_runs, load_run
 
 INFERENCE_SAMPLES = 20
+GUIDANCE = 1.5  # the scale w where attributes are asked of a flow and no other is
+CANNOT_ENCODE = "cannot encode a face; choose a CMMA, a CVAE or a VAE"
 SHIPPED = "lfw"  # the model that stands in where nothing has been trained
 
 
@@ -63,68 +67,80 @@ class FaceModel:
         """The names of its A attributes."""
         return self.run.spec.attributes
 
+    @property
+    def guided(self) -> bool:
+        """Whether there is a flow that sees attributes, and so takes guidance."""
+        return self.run.model.velocity is not None and self.run.model.attributes is not None
+
     def generate(self, attributes: Settings | None = None, n: int = 1, seed: int = 0, temperature: float = 1.0,
-                 groups: bool = True, guidance: float = 0.0) -> np.ndarray:
+                 groups: bool = True, guidance: float | None = None, steps: int = STEPS) -> np.ndarray:
         """Returns n faces for attributes, samples of p(x|y), of which those not named are unknown.
 
         Args:
           attributes: what they are to have.
           n: how many.
           seed: of the noise; face i depends on the seed and i alone.
-          temperature: factor on the prior's deviation; 0: its mean, n times the same face.
+          temperature: factor on the noise's deviation; 0: the face at its mean, n times.
           groups: whether setting an attribute resets what contradicts it.
-          guidance: of a flow prior: how far beyond the faces that have the attributes, away from those of unknown
-            ones; 0 is p(x|y) itself.
+          guidance: the scale w of classifier-free guidance, of a flow: velocity(y) + (w - 1) (velocity(y) -
+            velocity(nothing)). 1: none; above 1 faces show their attributes more, and differ less; None: GUIDANCE, or
+            1 where there is no flow. Where nothing is asked for it has no effect.
+          steps: of the flow's solver, two velocities each; fewer are faster and less exact.
         """
         y, mask = self.encode(attributes or {}, groups=groups)
         return self.generate_encoded(np.repeat(y[None], max(n, 0), 0), np.repeat(mask[None], max(n, 0), 0), seed,
-                                     temperature, guidance)
+                                     temperature, guidance, steps)
 
     def generate_encoded(self, y: np.ndarray, mask: np.ndarray, seed: int = 0, temperature: float = 1.0,
-                         guidance: float = 0.0) -> np.ndarray:
+                         guidance: float | None = None, steps: int = STEPS) -> np.ndarray:
         """Returns a face for each row of y, mask: [N, A], arguments else as of `generate`."""
         if not len(y):
             raise InputError("0 faces were asked for; give 1 or more")
         _require(temperature, "temperature", 0.0)
-        _require(guidance, "guidance", 0.0)
-        if guidance:
-            self._require("velocity", "has a Gaussian prior, which takes no guidance; train one with --preset=best")
-        how = (jnp.float32(temperature), jnp.float32(guidance) if guidance else None)
+        how = (jnp.float32(temperature), self._guidance(guidance, bool(np.any(mask))))
+        steps = self._steps(steps)
 
         def make(rows, y, mask):
-            return faces.generate(self.run.model, self.run.params, row_keys(seed, rows), y, mask, *how)
+            return faces.generate(self.run.model, self.run.params, row_keys(seed, rows), y, mask, *how, steps=steps)
 
         return faces.in_batches(make, np.arange(len(y)), y, mask)
 
     def edit(self, x: np.ndarray, attributes: Settings, y: Settings | None = None, intensity: float = 1.0, *,
-             literal: bool = False, keep_detail: bool = False, groups: bool = True) -> np.ndarray:
-        """Returns faces with attributes changed.
+             literal: bool = False, keep_detail: bool = True, groups: bool = True, steps: int = STEPS) -> np.ndarray:
+        """Returns faces with attributes changed; a face's edit does not depend on those beside it.
 
         Args:
           x: the faces.
           attributes: what they are to have.
-          y: what they have, as far as that is known; the rest is told by the model from each face, by q(y|z). Without
-            q(y|z), as in a CVAE, it stays unknown.
-          intensity: 0 is no change, 1 the attributes asked for; what lies outside extrapolates.
-          literal, keep_detail: as of `faces.edit`.
+          y: what they have, as far as that is known; the rest is inferred from each face, by q(y|z). Without q(y|z),
+            as in a CVAE, it stays unknown.
+          intensity: 0 is no change, 1 what was asked for, under a flow plainly visible; a negative one leads the other
+            way.
+          literal, keep_detail, steps: as of `faces.edit`; literal is for Gaussian priors alone.
           groups: whether setting an attribute resets what contradicts it.
         """
         x = self._faces(x)
         self._settings().settle(attributes, *self.encode({}), groups)  # errors before the work
         old, mask = self.complete(x, *self._rows(y or {}, len(x), groups))
         new, new_mask = self._settings().settle(attributes, old, mask, groups)
-        return self.edit_encoded(x, old, mask, new, new_mask, intensity, literal=literal, keep_detail=keep_detail)
+        return self.edit_encoded(x, old, mask, new, new_mask, intensity, literal=literal, keep_detail=keep_detail,
+                                 steps=steps)
 
     def edit_encoded(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, new_y: np.ndarray, new_mask: np.ndarray,
-                     intensity: float | np.ndarray = 1.0, *, literal: bool = False, keep_detail: bool = False
-                     ) -> np.ndarray:
+                     intensity: float | np.ndarray = 1.0, *, literal: bool = False, keep_detail: bool = True,
+                     steps: int = STEPS) -> np.ndarray:
         """Returns faces changed from y to new_y, [N, A] each with its mask; intensity: a number or [N]."""
         intensity = np.broadcast_to(np.asarray(intensity, np.float32), (len(x),))
         _require(float(np.abs(intensity).max()), "intensity", 0.0)
-        self._require("posterior", "cannot look at a face")
+        self._require("posterior", CANNOT_ENCODE)
+        if literal and self.run.model.velocity is not None:
+            raise InputError(f"literal is for Gaussian priors: the {self.run.system} in {self.run.path} edits by its "
+                             "flow; leave literal out")
+        steps = self._steps(steps)
 
         def change(*arrays):
-            return faces.edit(self.run.model, self.run.params, *arrays, literal=literal, keep_detail=keep_detail)
+            return faces.edit(self.run.model, self.run.params, *arrays, literal=literal, keep_detail=keep_detail,
+                              steps=steps)
 
         return faces.in_batches(change, x, y, mask, new_y, new_mask, intensity)
 
@@ -147,9 +163,9 @@ class FaceModel:
         return {name: (mean[:, i], deviation[:, i]) for i, name in enumerate(self.attributes)}
 
     def reconstruct(self, x: np.ndarray, y: Settings | None = None) -> np.ndarray:
-        """Returns what the model makes of faces again; y: what is known of all of them."""
+        """Returns reconstructions of faces, at the mean of q(z|x, y); y: what is known of all of them."""
         x = self._faces(x)
-        self._require("posterior", "cannot look at a face")
+        self._require("posterior", CANNOT_ENCODE)
 
         def make(*arrays):
             return faces.reconstruct(self.run.model, self.run.params, *arrays)
@@ -157,8 +173,9 @@ class FaceModel:
         return faces.in_batches(make, x, *self._rows(y or {}, len(x), True))
 
     def morph(self, x: np.ndarray, frames: int = 24) -> np.ndarray:
-        """Returns [frames, H, W, 3], the straight path in z from the first of two faces to the second."""
+        """Returns [frames, H, W, 3], the way from the first of two faces to the second, as of `faces.morph`."""
         x = self._faces(x)
+        self._require("posterior", CANNOT_ENCODE)
         if len(x) != 2 or frames < 2:
             raise InputError(f"a morph needs 2 faces and 2 frames or more; got {len(x)} faces and {frames} frames")
         y, mask = self.complete(x, *self._rows({}, 2, True))
@@ -171,13 +188,16 @@ class FaceModel:
 
         Args:
           attribute: its name.
-          levels: [T] intensities: 0 is the face as it is, 1 the way from an attribute's absence to its presence (of a
-            real-valued one: a deviation), and a negative one leads the other way.
-          attributes: what the face else has; it is the one at the prior's mean.
-          face: a face instead, which is edited; what it has is told by the model.
+          levels: [T] intensities: 0 is the face as it is, 1 an edit that sets the attribute (of a real-valued one:
+            raises it by a deviation), and a negative one leads the other way.
+          attributes: what the face else has; it is the one at the prior's mean, or a sample of a flow.
+          face: a face instead; what it has is inferred.
           groups: whether the attribute resets what contradicts it.
         """
-        x, levels = None if face is None else self._faces(face), np.asarray(levels, np.float32)
+        levels = np.asarray(levels, np.float32)
+        if face is None and self.run.model.velocity is not None:
+            face = self.generate(attributes, groups=groups)
+        x = None if face is None else self._faces(face)
         y, mask = self.encode(attributes or {}, groups) if x is None else (
             a[0] for a in self.complete(x, *self._rows(attributes or {}, 1, groups)))
         column, settle = self._settings().find(attribute), functools.partial(self._settings().settle, groups=groups)
@@ -202,28 +222,32 @@ class FaceModel:
         return self._settings().settle(attributes, nothing, nothing.astype(bool), groups)
 
     def complete(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns y, mask: [N, A] of faces x with what is unknown told by q(y|z), where there is one."""
+        """Returns y, mask: [N, A] of faces x with what is unknown inferred by q(y|z), where there is one."""
         if self.run.model.attributes is None or mask.all():
             return y, mask
         mean, _ = self._infer(x, y, mask, 0, INFERENCE_SAMPLES, 0)
-        told = (mean > 0.5).astype(np.float32) if self.run.spec.kind == "binary" else mean
-        return np.where(mask, y, told), np.ones_like(mask)
+        inferred = (mean > 0.5).astype(np.float32) if self.run.spec.kind == "binary" else mean
+        return np.where(mask, y, inferred), np.ones_like(mask)
 
-    def export(self, path: pathlib.Path | str) -> list[pathlib.Path]:
+    def export(self, path: pathlib.Path | str, guidance: float | None = None, steps: int = STEPS
+               ) -> list[pathlib.Path]:
         """Writes the sampler as StableHLO, by `jax.export`, for programs that do not have this package.
 
         path gets the sampler with its parameters, and path + ".json" the names of the attributes and how to call it:
         `jax.export.deserialize(bytes).call(seed, y, mask, temperature)`, seed: uint32, y: [N, A] float32, mask: [N, A]
         bool, temperature: float32 -> [N, H, W, 3] float32 in [0, 1], any N, on CPU, CUDA GPU and TPU.
 
+        guidance, steps: as of `generate`, the same for every call.
+
         Returns both paths.
         """
         model, params, spec = self.run.model, self.run.params, self.run.spec
+        scale, steps = self._guidance(guidance, True), self._steps(steps)
 
         def sampler(seed, y, mask, temperature):
             def one(row, y, mask):
-                return faces.generate(model, params, row_keys(seed, row[None]), y[None], mask[None],
-                                         temperature)[0]
+                return faces.generate(model, params, row_keys(seed, row[None]), y[None], mask[None], temperature, scale,
+                                      steps=steps)[0]
 
             return jax.vmap(one)(jnp.arange(y.shape[0]), y, mask)
 
@@ -233,7 +257,8 @@ class FaceModel:
             number((), jnp.uint32), number(shape, jnp.float32), number(shape, jnp.bool_), number((), jnp.float32))
         facts = {"call": "jax.export.deserialize(bytes).call(seed, y, mask, temperature)",
                  "arguments": {"seed": "uint32", "y": "[N, A] float32", "mask": "[N, A] bool, True: known",
-                               "temperature": "float32, 1: samples, 0: the prior's mean"},
+                               "temperature": "float32, 1: samples, 0: the face at the noise's mean"},
+                 "guidance": 1.0 if scale is None else float(scale), "steps": steps,
                  "result": f"[N, {', '.join(map(str, spec.image_shape))}] float32 in [0, 1]",
                  "attributes": spec.attributes, "kind": spec.kind, "attribute_mean": spec.attribute_mean,
                  "attribute_std": spec.attribute_std, "dataset": spec.dataset, "model": self.run.config.model}
@@ -250,13 +275,13 @@ class FaceModel:
         return np.repeat(y[None], n, 0), np.repeat(mask[None], n, 0)
 
     def _infer(self, x, y, mask, seed, samples, steps) -> tuple[np.ndarray, np.ndarray]:
-        self._require("attributes", "has no q(y|z) to tell attributes by; use a CMMA")
+        self._require("attributes", "has no q(y|z), by which attributes are inferred; use a CMMA")
         for name, value, least in (("samples", samples, 1), ("steps", steps, 0)):
             _require(value, name, least)
 
         def infer(rows, *arrays):
             return faces.infer_attributes(self.run.model, self.run.params, row_keys(seed, rows), *arrays,
-                                             samples=samples, steps=steps)
+                                          samples=samples, steps=steps)
 
         return faces.in_batches(infer, np.arange(len(x)), x, y, mask)
 
@@ -268,11 +293,42 @@ class FaceModel:
         shape = self.run.spec.image_shape
         if x.ndim != 4 or x.shape[1:] != shape or not len(x):
             raise InputError(f"faces of shape {x.shape}; expected [N, {', '.join(map(str, shape))}], or one without N "
-                             "(cmma_jax.photos.read_photo crops a photograph)")
+                             "(cmma_jax.sampling.photos.read_photo crops a photograph)")
         x = x.astype(np.float32)
         if not (np.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
             raise InputError("faces with pixels outside [0, 1]; give floats in [0, 1] or uint8")
         return x
+
+    def _guidance(self, guidance: float | None, asked: bool) -> jax.Array | None:
+        """Returns the scale that a flow is given, None for none; asked: whether any attribute is.
+
+        Raises:
+          InputError: it is below 0, or 0 and forgets attributes, or the flow that it is for is not there.
+        """
+        if guidance is not None:
+            _require(guidance, "guidance", 0.0)
+            if guidance == 0 and asked:
+                raise InputError("guidance 0 forgets the attributes: it is the scale w, of which 1 is none (in version "
+                                 "0.1 0 was); give 1 for none, or more")
+            if guidance != 1 and not self.guided:
+                raise InputError(f"the {self.run.system} in {self.run.path} {self._without_guidance()}; leave guidance "
+                                 "out, or give 1, which is none")
+        scale = GUIDANCE if guidance is None else guidance
+        return jnp.float32(scale) if self.guided and asked and scale != 1 else None
+
+    def _without_guidance(self) -> str:
+        """Says why there is no guidance."""
+        if self.run.model.velocity is not None:
+            return "has a flow that does not see attributes, which takes no guidance"
+        settings = self.run.path / "config.json"
+        if settings.is_file() and Config.from_json(settings.read_text()).prior == "flow":
+            return "has no flow yet, which guidance is for (the command that began the run goes on with it)"
+        return "has a Gaussian prior, which takes no guidance"
+
+    def _steps(self, steps: int) -> int:
+        """Returns the solver's steps; where there is no flow those do not matter, and are one number."""
+        _require(steps, "steps", 1)
+        return int(steps) if self.run.model.velocity is not None else STEPS
 
     def _require(self, part: str, without: str) -> None:
         if getattr(self.run.model, part) is None:
@@ -283,3 +339,5 @@ def _require(value: float, name: str, least: float) -> None:
     if not (math.isfinite(value) and value >= least):
         raise InputError(f"{name} {value:g} is out of range; give {least:g} or more" if math.isfinite(value)
                          else f"{name} {value} is no number; give a finite one")
+    if isinstance(least, int) and value != int(value):
+        raise InputError(f"{name} {value:g} is no whole number; give one")

@@ -647,7 +647,7 @@ function refresh() {
   } else if (state.tab === "compare") {
     askCompared();
   } else if (!looking()) {
-    say(`The ${model().name} cannot look at a face; choose another model above.`, looking);
+    say(`The ${model().name} cannot encode a face; choose another model above.`, looking);
   } else if (state.tab === "change" && state.face !== null) {
     askEdit(editBody([changes.values()]));
   } else if (state.tab === "inside" && state.plane?.name !== model().name) {

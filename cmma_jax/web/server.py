@@ -219,7 +219,7 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
 
     def find(name: str, looks: bool = True) -> studio.Studio:
         if looks and studios[name].plane is None:
-            raise InputError(f"the {name} cannot look at a face; choose another model")
+            raise InputError(f"the {name} cannot encode a face; choose another model")
         return studios[name]
 
     def face_of(face: int | str) -> np.ndarray:

@@ -117,7 +117,7 @@ def test_export_writes_the_sampler_and_its_description(named_runs, tmp_path):
     (["edit", "a.png", "--set", "Male=1", "--out=nowhere/e.png"], ["cannot write", "--out"]),
     (["edit", "a.png", "--set", "Male=1", "--out=e.txt"], ["--out=e.txt", ".png"]),
     (["infer", "a.png", "--run", "cvae"], ["cvae", "no q(y|z)", "use a CMMA"]),
-    (["edit", "a.png", "--set", "Male=1", "--run", "cgan"], ["cgan", "cannot look at a face"]),
+    (["edit", "a.png", "--set", "Male=1", "--run", "cgan"], ["cgan", "cannot encode a face"]),
     (["infer", "a.png", "--run", "nowhere"], ["no run in"]),
     (["generate", "--n", "0"], ["--n=0"]),
     (["generate", "--temperature=-1"], ["temperature -1"]),

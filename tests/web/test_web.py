@@ -152,7 +152,7 @@ def test_a_face_is_told_and_reconstructed(client, models, test):
         assert answer["told"][name] == pytest.approx(expected, abs=1e-5)
     assert close(picture(answer["reconstruction"])[None], rounded(models[0].reconstruct(test.x[2])))
     refused = client.post("/api/look", json={"model": "cgan", "face": 2})
-    assert refused.status_code == 409 and "the cgan cannot look at a face" in refused.json()["error"]
+    assert refused.status_code == 409 and "the cgan cannot encode a face" in refused.json()["error"]
 
 
 def test_the_plane_decodes_a_face_near_its_place(client, models, test):

@@ -332,7 +332,7 @@ def test_a_model_that_does_not_look_at_faces_says_so(page):
     page.changes(lambda: Select(page.one("#model")).select_by_value("cgan"), "made")
     for tab in ("change", "inside"):
         page.click(f"#tab-{tab}")
-        assert "The cgan cannot look at a face" in page.text("#trouble")
+        assert "The cgan cannot encode a face" in page.text("#trouble")
     Select(page.one("#model")).select_by_value("cmma")
     page.until(lambda: len(page("#ellipses li")) == 3)
     assert not page.one("#trouble").is_displayed()
