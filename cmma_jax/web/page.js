@@ -98,7 +98,7 @@ function later(work, milliseconds = 150) {
 
 const about = await ask("/api/about");
 const byName = new Map(about.attributes.map((attribute) => [attribute.name, attribute]));
-const state = { tab: "make", seed: 0, shown: 0, made: [], face: null, told: {}, ellipses: [], plane: null };
+const state = { tab: "make", seed: 0, shown: 0, made: [], face: null, inferred: {}, ellipses: [], plane: null };
 
 // What a model takes for an attribute: of a binary one yes is 1, no 0, and an intensity takes the way between them so
 // many times; a real-valued one's are deviations from the mean.
@@ -108,7 +108,7 @@ function valueOf({ yes, intensity }) {
 }
 
 // A panel of attributes in groups; `chosen` maps a name to {yes, intensity}.
-function makePanel(holder, { any, strengths, changed }) {
+function makePanel(holder, { any, strengths }) {
   const chosen = new Map(), rows = new Map(), counts = new Map();
 
   function row(name) {
@@ -124,13 +124,13 @@ function makePanel(holder, { any, strengths, changed }) {
       oninput: () => {
         chosen.get(name).intensity = Number(slider.value);
         output.textContent = slider.value;
-        show();
-      } });
+        show(true);
+      }, onchange: () => show() });
     const output = make("output", {}, "1");
     const strength = make("div", { class: "strength", hidden: true }, slider, output);
-    const told = make("div", { class: "told", hidden: true });
-    const field = make("fieldset", { class: "attribute" }, make("legend", {}, name), three, told, strength);
-    rows.set(name, { field, radios, slider, output, strength, told });
+    const inferred = make("div", { class: "inferred", hidden: true });
+    const field = make("fieldset", { class: "attribute" }, make("legend", {}, name), three, inferred, strength);
+    rows.set(name, { field, radios, slider, output, strength, inferred });
     return field;
   }
 
@@ -150,7 +150,12 @@ function makePanel(holder, { any, strengths, changed }) {
     radios[kind].checked = true;
     slider.value = intensity;
     output.textContent = intensity;
-    strength.hidden = !strengths || kind === "any";
+    strength.hidden = !strengths || kind === "any" || model().flows;  // a flow is guided instead
+  }
+
+  function renew() {
+    for (const [name, { yes, intensity }] of [...chosen]) put(name, yes ? "yes" : "no", model().flows ? 1 : intensity);
+    showChips();
   }
 
   function set(name, kind) {
@@ -161,13 +166,13 @@ function makePanel(holder, { any, strengths, changed }) {
     show();
   }
 
-  function show() {
+  function show(moving = false) {
     for (const { count, members } of counts.values()) {
       const n = members.filter((name) => chosen.has(name)).length;
       count.textContent = n ? `${n} set` : "";
     }
     if (!holder.hidden) showChips();
-    changed();
+    refresh(moving);
   }
 
   function showChips() {
@@ -205,12 +210,12 @@ function makePanel(holder, { any, strengths, changed }) {
     return found;
   }
 
-  function tell(told) {
-    for (const [name, { told: holder }] of rows) {
-      const it = told[name];
+  function infer(inferred) {
+    for (const [name, { inferred: holder }] of rows) {
+      const it = inferred[name];
       holder.hidden = !it;
       if (!it) continue;
-      const said = `told: ${it.mean.toFixed(2)} ± ${it.deviation.toFixed(2)}`;
+      const said = `inferred: ${it.mean.toFixed(2)} ± ${it.deviation.toFixed(2)}`;
       if (about.kind === "real") {
         holder.replaceChildren(said);
         continue;
@@ -223,17 +228,17 @@ function makePanel(holder, { any, strengths, changed }) {
     }
   }
 
-  return { chosen, set, preset, clear, search, tell, showChips,
+  return { chosen, set, preset, clear, search, infer, renew, showChips,
     values: () => Object.fromEntries([...chosen].map(([name, it]) => [name, valueOf(it)])),
     words: () => [...chosen].map(([name, { yes, intensity }]) => `${yes ? "" : "no "}${name}${intensity === 1 ? "" : ` ${intensity}`}`).join(", ") };
 }
 
-const wanted = makePanel($("panel-wanted"), { any: "any", strengths: true, changed: () => refresh() });
-const changes = makePanel($("panel-changes"), { any: "as is", strengths: false, changed: () => refresh() });
+const wanted = makePanel($("panel-wanted"), { any: "any", strengths: true });
+const changes = makePanel($("panel-changes"), { any: "as is", strengths: false });
 const panel = () => (state.tab === "change" ? changes : wanted);
 
 const model = () => about.models.find((each) => each.name === $("model").value);
-const looking = () => model().looks;
+const looking = () => model().encodes;
 
 // ---- Make a face -----------------------------------------------------------------------------------------------
 
@@ -249,13 +254,13 @@ const askSamples = line(async (signal, body) => {
 });
 const soonSamples = later(() => askSamples(makeBody()), 60);
 
-function makeBody() {
-  return { model: model().name, attributes: wanted.values(), n: about.batch, seed: state.seed,
-    temperature: Number($("temperature").value) };
+function makeBody({ name, guided } = model()) {
+  return { model: name, attributes: wanted.values(), n: about.batch, seed: state.seed,
+    temperature: Number($("temperature").value), ...(guided ? { guidance: Number($("guidance").value) } : {}) };
 }
 
 function nameOfMade(i) {
-  return i ? `Sample ${i} of seed ${state.seed}` : "The face at the prior's mean";
+  return i ? `Sample ${i} of seed ${state.seed}` : "The face at the noise's mean";
 }
 
 function showMade() {
@@ -287,7 +292,10 @@ function download(source, name) {
   make("a", { href: source, download: name }).click();
 }
 
-$("temperature").addEventListener("input", () => refresh());
+for (const id of ["temperature", "guidance"]) {
+  $(id).addEventListener("input", () => refresh(true));
+  $(id).addEventListener("change", () => refresh());
+}
 $("seed").addEventListener("input", () => {
   const seed = Number($("seed").value);
   if (!Number.isInteger(seed) || seed < 0 || seed > 2147483647 || $("seed").value === "") return;
@@ -344,7 +352,7 @@ function pick(number) {
 
 function takeFace(face, source) {
   state.face = face;
-  state.told = {};
+  state.inferred = {};
   for (const button of $("picker").children) button.setAttribute("aria-pressed", false);
   if (typeof face === "number" && Math.floor(face / PAGE) === page) $("picker").children[face % PAGE].setAttribute("aria-pressed", true);
   show($("original"), source);
@@ -354,9 +362,9 @@ function takeFace(face, source) {
 }
 
 const askLook = line(async (signal) => {
-  const { told, reconstruction } = await ask("/api/look", { model: model().name, face: state.face }, signal);
-  state.told = told;
-  changes.tell(told);
+  const { inferred, reconstruction } = await ask("/api/look", { model: model().name, face: state.face }, signal);
+  state.inferred = inferred;
+  changes.infer(inferred);
   show($("reconstruction"), reconstruction);
   if ($("strip-card").open) soonStrip();
 });
@@ -364,8 +372,8 @@ function look() {
   if (looking() && state.face !== null) askLook();
 }
 
-function editBody(edits) {
-  return { model: model().name, face: state.face, edits, intensity: Number($("intensity").value), keep_detail: $("keep-detail").checked };
+function editBody(edits, preview = false) {
+  return { preview, model: model().name, face: state.face, edits, intensity: Number($("intensity").value), keep_detail: $("keep-detail").checked };
 }
 
 const askEdit = line(async (signal, body) => {
@@ -377,7 +385,7 @@ const askEdit = line(async (signal, body) => {
 });
 
 const askStrip = line(async (signal) => {
-  const singles = about.attributes.map(({ name }) => [name, (state.told[name]?.mean ?? 0) > (about.kind === "real" ? 0 : 0.5) ? "no" : "yes"]);
+  const singles = about.attributes.map(({ name }) => [name, (state.inferred[name]?.mean ?? 0) > (about.kind === "real" ? 0 : 0.5) ? "no" : "yes"]);
   const holder = $("strip");
   const source = $("original").src;
   for (let start = 0; start < singles.length; start += about.batch) {
@@ -399,7 +407,8 @@ const soonStrip = later(() => askStrip(), 200);
 $("strip-card").addEventListener("toggle", () => { if ($("strip-card").open) soonStrip(); });
 
 for (const id of ["intensity", "keep-detail"]) {
-  $(id).addEventListener("input", () => {
+  $(id).addEventListener("input", () => refresh(id === "intensity"));
+  $(id).addEventListener("change", () => {
     refresh();
     if ($("strip-card").open) soonStrip();
   });
@@ -614,14 +623,14 @@ $("thumbnails").addEventListener("change", showPlane);
 // ---- Compare ---------------------------------------------------------------------------------------------------
 
 const askCompared = line(async (signal) => {
-  const body = makeBody();
   if (!$("compared").children.length) {
     $("compared").append(...about.models.map(({ name, run }) => make("div", { class: "compared" }, make("h3", {}, name, " ",
       make("span", { class: "hint" }, run)), make("div", { class: "faces" }))));
   }
-  await Promise.all(about.models.map(async ({ name }, i) => {
+  await Promise.all(about.models.map(async (each, i) => {
+    const { name } = each;
     const [mean, samples] = await Promise.all([{ n: 1, temperature: 0 }, {}].map((change) =>
-      ask("/api/make", { ...body, model: name, ...change }, signal)));
+      ask("/api/make", { ...makeBody(each), ...change }, signal)));
     $("compared").children[i].lastChild.replaceChildren(...[...mean.faces, ...samples.faces].map((face, j) =>
       make("img", { src: face, width: 64, height: 64, alt: `${name}, ${j ? `sample ${j}` : "mean"}: ${wanted.words() || "nothing asked for"}` })));
   }));
@@ -637,19 +646,24 @@ async function showResults() {
 
 // ---- The whole -------------------------------------------------------------------------------------------------
 
-function refresh() {
+// moving: whether a slider is being moved; then a flow's solver takes fewer steps, and what takes longer waits.
+function refresh(moving = false) {
   say("", looking);
+  $("guiding").hidden = !model().guided;
+  $("guidance-said").textContent = Number($("guidance").value).toFixed(1);
   $("temperature-said").textContent = Number($("temperature").value).toFixed(2);
   $("intensity-said").textContent = Number($("intensity").value).toFixed(1);
   if (state.tab === "make") {
-    askMean(makeBody());
-    soonSamples();
+    askMean({ ...makeBody(), preview: moving });
+    if (!moving || !model().flows) soonSamples();
   } else if (state.tab === "compare") {
-    askCompared();
+    if (!moving) askCompared();
   } else if (!looking()) {
     say(`The ${model().name} cannot encode a face; choose another model above.`, looking);
   } else if (state.tab === "change" && state.face !== null) {
-    askEdit(editBody([changes.values()]));
+    askEdit(editBody([changes.values()], moving));
+  } else if (state.tab === "inside" && !model().plane) {
+    say(`The ${model().name} has no plane of latents, which are a map; choose another model above.`, looking);
   } else if (state.tab === "inside" && state.plane?.name !== model().name) {
     askPlane();
   }
@@ -706,7 +720,9 @@ for (const tab of tabs) {
 $("model").append(...about.models.map(({ name, run }) => make("option", { value: name }, `${name} (${run})`)));
 $("model").addEventListener("change", () => {
   troubles.clear();
-  changes.tell({});
+  wanted.renew();
+  panel().showChips();
+  changes.infer({});
   if (state.tab === "change" && state.face === null && looking()) pick(0);
   else look();
   refresh();
@@ -725,6 +741,7 @@ $("presets").addEventListener("change", () => {
 $("notice").textContent = `The faces are of a research data set (${about.dataset}), and those made here follow it. The attributes are opinions of ` +
   "annotators and classifiers, with their biases: they say nothing about what a person is.";
 
+$("guidance").value = about.guidance;
 showPicker();
 showSwipe();
 open(["make", "change", "inside", "compare"].find((name) => location.hash === `#${name}`) ?? "make");

@@ -18,7 +18,7 @@ from cmma_jax.data.dataset import Faces
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation import table
 from cmma_jax.sampling.attributes import FARTHEST, Attributes
-from cmma_jax.sampling.face_model import FaceModel
+from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
 from cmma_jax.web import studio
 from cmma_jax.web.groups import GROUPS, OTHERS, group_of, presets
 from cmma_jax.web.guard import UPLOAD_BYTES, Guard, Queue
@@ -27,7 +27,8 @@ CONNECTIONS = 256  # at once; more are answered 503
 WAITING, SECONDS = 64, 20.0  # requests at a model, and the longest that one may take
 PHOTOS_WAITING = 8  # photographs to be decoded, each of 40 megapixels at most
 RANGE = {"binary": (-3.0, 4.0), "real": (-FARTHEST, FARTHEST)}  # of an attribute that is wanted
-HIGHEST_INTENSITY, HIGHEST_TEMPERATURE, FARTHEST_PLACE, HIGHEST_SEED = 6.0, 2.0, 1e4, 2**31 - 1
+HIGHEST_INTENSITY, HIGHEST_TEMPERATURE, HIGHEST_GUIDANCE = 6.0, 2.0, 10.0
+FARTHEST_PLACE, HIGHEST_SEED = 1e4, 2**31 - 1
 IMAGES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
 FILES = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css"),
          "/page.js": ("page.js", "text/javascript"), "/icon.svg": ("icon.svg", "image/svg+xml"),
@@ -51,8 +52,8 @@ class Pictures(BaseModel):
     faces: list[str]
 
 
-class Told(BaseModel):
-    """An attribute as the model tells it: a probability or a score, and its deviation."""
+class Inferred(BaseModel):
+    """An attribute as the model infers it: a probability or a score, and its deviation."""
 
     mean: float
     deviation: float
@@ -61,7 +62,7 @@ class Told(BaseModel):
 class Looked(BaseModel):
     """What a model sees in a face."""
 
-    told: dict[str, Told]
+    inferred: dict[str, Inferred]
     reconstruction: str
 
 
@@ -108,11 +109,18 @@ class AttributeView(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A model: whether it looks at faces, and whether it tells their attributes."""
+    """A model: what it can do, and its latents.
+
+    It may encode faces, infer their attributes, have a flow, take guidance, and have a plane of latents, of which there
+    are `latents` where z is a vector, else 0.
+    """
 
     name: str
-    looks: bool
-    tells: bool
+    encodes: bool
+    infers: bool
+    flows: bool
+    guided: bool
+    plane: bool
     latents: int
     run: str
 
@@ -130,6 +138,7 @@ class About(BaseModel):
     faces: int
     faces_are: Literal["test", "generated"]
     range: Pair
+    guidance: float
     batch: int
     upload_bytes: int
 
@@ -186,18 +195,23 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
         n: Annotated[int, Field(ge=1, le=studio.BATCH), WHOLE] = 1
         seed: Annotated[int, Field(ge=0, le=HIGHEST_SEED), WHOLE] = 0
         temperature: Annotated[float, Field(ge=0, le=HIGHEST_TEMPERATURE)] = 1.0
+        # 1: none; null: the default where there is a flow and attributes are asked for
+        guidance: Annotated[float, Field(ge=0, le=HIGHEST_GUIDANCE)] | None = None
+        # of one face, by fewer steps of a flow's solver
+        preview: bool = False
 
     class Look(Body):
-        """A face to be looked at."""
+        """A face to be encoded."""
 
         face: Face
 
     class Edit(Look):
-        """A face to be changed in some ways, each on its own; 0 changes nothing, 1 is what was asked for."""
+        """A face to be changed in some ways, each on its own; 0 changes nothing, 1 is plainly visible under a flow."""
 
         edits: Annotated[list[Wanted], Field(min_length=1, max_length=studio.BATCH)]
         intensity: Annotated[float, Field(ge=-HIGHEST_INTENSITY, le=HIGHEST_INTENSITY)] = 1.0
-        keep_detail: bool = False
+        keep_detail: bool = True
+        preview: bool = False
 
     class Place(Body):
         """A place on the plane."""
@@ -217,9 +231,14 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     app.add_middleware(Guard, names=names, uploads=("/api/photo",))
     queue, photo_queue = Queue(waiting, SECONDS), Queue(PHOTOS_WAITING, SECONDS)
 
-    def find(name: str, looks: bool = True) -> studio.Studio:
-        if looks and studios[name].plane is None:
+    def find(name: str, encodes: bool = True) -> studio.Studio:
+        if encodes and not studios[name].encodes:
             raise InputError(f"the {name} cannot encode a face; choose another model")
+        return studios[name]
+
+    def find_plane(name: str) -> studio.Studio:
+        if find(name).plane is None:
+            raise InputError(f"the {name} has no plane of latents, which are a map; choose a model of vectors")
         return studios[name]
 
     def face_of(face: int | str) -> np.ndarray:
@@ -258,50 +277,53 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
         return About(
             dataset=spec.dataset, kind=spec.kind, size=[height, width], attributes=attributes,
             groups=[group for group in (*GROUPS, OTHERS) if group in there], presets=presets(spec.attributes),
-            models=[ModelView(name=name, looks=each.plane is not None, run=each.model.run.path.name,
-                              tells=each.model.run.model.attributes is not None,
-                              latents=each.model.run.config.latent_size) for name, each in studios.items()],
+            models=[ModelView(name=name, encodes=each.encodes, infers=each.model.run.model.attributes is not None,
+                              flows=each.flows, guided=each.model.guided, plane=each.plane is not None,
+                              latents=each.model.run.config.latent_size, run=each.model.run.path.name)
+                    for name, each in studios.items()],
             faces=len(faces), faces_are="generated" if test is None else "test", range=[lowest, highest],
-            batch=studio.BATCH, upload_bytes=UPLOAD_BYTES)
+            guidance=GUIDANCE, batch=studio.BATCH, upload_bytes=UPLOAD_BYTES)
 
     @app.post("/api/make")
     async def make(body: Make, request: Request) -> Pictures:
-        """Makes faces from attributes; at temperature 0 the one at the mean of p(z|attributes)."""
-        return await queue.run(request, lambda: to_pictures(
-            find(body.model, looks=False).make(body.attributes, body.n, body.seed, body.temperature)))
+        """Makes faces from attributes; at temperature 0 the one at the noise's mean."""
+        return await queue.run(request, lambda: to_pictures(find(body.model, encodes=False).make(
+            body.attributes, body.n, body.seed, body.temperature, body.guidance, body.preview)))
 
     @app.post("/api/look")
     async def look(body: Look, request: Request) -> Looked:
-        """Tells a face's attributes, with uncertainty, and reconstructs it."""
+        """Infers a face's attributes, with uncertainty, and reconstructs it."""
         def work() -> Looked:
             sitter, face = find(body.model), face_of(body.face)
-            told = {name: Told(mean=mean, deviation=deviation) for name, (mean, deviation) in sitter.tell(face).items()}
-            return Looked(told=told, reconstruction=studio.to_png(sitter.model.reconstruct(face)[0]))
+            inferred = {name: Inferred(mean=mean, deviation=deviation)
+                        for name, (mean, deviation) in sitter.infer(face).items()}
+            return Looked(inferred=inferred, reconstruction=studio.to_png(sitter.model.reconstruct(face)[0]))
 
         return await queue.run(request, work)
 
     @app.post("/api/edit")
     async def edit(body: Edit, request: Request) -> Pictures:
-        """Changes a face, whose other attributes the model tells; each of `edits` gives one."""
-        return await queue.run(request, lambda: to_pictures(
-            find(body.model).edit(face_of(body.face), body.edits, body.intensity, body.keep_detail)))
+        """Changes a face, whose other attributes the model infers; each of `edits` gives one."""
+        return await queue.run(request, lambda: to_pictures(find(body.model).edit(
+            face_of(body.face), body.edits, body.intensity, body.keep_detail, body.preview)))
 
     @app.get("/api/plane")
     async def plane(model: Model) -> PlaneView:
         """The plane of a model's latents: two latents themselves, or the two axes of z that move faces most."""
-        there = find(model).plane
-        assert there is not None  # find has seen to it
+        there = find_plane(model).plane
+        assert there is not None  # find_plane has seen to it
         return PlaneView(points=there.points.tolist(), shares=there.shares.tolist())
 
     @app.post("/api/decode")
     async def decode(body: Place, request: Request) -> Pictures:
         """The face at a place on the plane."""
-        return await queue.run(request, lambda: to_pictures(find(body.model).decode((body.place[0], body.place[1]))))
+        return await queue.run(request, lambda: to_pictures(
+            find_plane(body.model).decode((body.place[0], body.place[1]))))
 
     @app.post("/api/ellipse")
     async def ellipse(body: Ellipse, request: Request) -> EllipseView:
         """p(z|attributes) on the plane."""
-        return await queue.run(request, lambda: to_view(find(body.model).ellipse(body.attributes)))
+        return await queue.run(request, lambda: to_view(find_plane(body.model).ellipse(body.attributes)))
 
     @app.post("/api/photo", openapi_extra={"requestBody": {"required": True, "content": {
         kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGES}}},

@@ -15,7 +15,7 @@ from PIL import Image
 from cmma_jax.data.dataset import Faces, spread
 from cmma_jax.data.images import open_picture
 from cmma_jax.errors import InputError
-from cmma_jax.models.flow import draw
+from cmma_jax.models.flow import STEPS
 from cmma_jax.sampling import photos
 from cmma_jax.sampling.attributes import Attributes
 from cmma_jax.sampling.face_model import FaceModel
@@ -24,7 +24,7 @@ from cmma_jax.sampling.faces import decode, encode, in_batches
 BATCH = 8  # faces made at once
 SHOWN = 240  # test faces that can be picked, and that lie on the plane
 STAND_INS = 48  # faces that the model makes where there are no test faces
-DRAWN = 64  # samples by which the ellipse of a flow prior is told
+PREVIEW_STEPS = 4  # of a flow's solver while a slider moves
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of photographs; Pillow starts other programs for some of the others
 PREVIEW = 1024  # pixels of a photograph's longer side in which a face is looked for, and which the page shows
 
@@ -80,7 +80,7 @@ class Crop(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Studio:
-    """A model with its plane; a face is [H, W, 3] float32 in [0, 1], N faces are [N, H, W, 3].
+    """A model, with its plane if z is a vector; a face is [H, W, 3] float32 in [0, 1], N faces are [N, H, W, 3].
 
     Attributes that are wanted are {exact name: value}: a binary one's 0 is no and 1 yes, and what lies outside
     extrapolates, as an edit's intensity does; a real-valued one's are deviations from the mean. Setting one resets
@@ -90,28 +90,41 @@ class Studio:
     model: FaceModel
     plane: Plane | None
 
-    def make(self, wanted: Wanted, n: int, seed: int, temperature: float) -> np.ndarray:
-        """Returns n <= BATCH faces that have attributes."""
+    @property
+    def encodes(self) -> bool:
+        """Whether the model encodes faces, as a CGAN does not."""
+        return self.model.run.model.posterior is not None
+
+    @property
+    def flows(self) -> bool:
+        """Whether its prior is a flow."""
+        return self.model.run.model.velocity is not None
+
+    def make(self, wanted: Wanted, n: int, seed: int, temperature: float, guidance: float | None = None,
+             preview: bool = False) -> np.ndarray:
+        """Returns n <= BATCH faces that have attributes; preview: of one face, by fewer steps of the solver."""
         size = 1 if n == 1 else BATCH
         y, mask = (np.repeat(a[None], size, 0) for a in self._settle(wanted, *self.model.encode({})))
-        return self.model.generate_encoded(y, mask, seed, temperature)[:n]
+        return self.model.generate_encoded(y, mask, seed, temperature, guidance, _steps(preview, n))[:n]
 
-    def tell(self, face: np.ndarray) -> dict[str, tuple[float, float]]:
-        """Returns {attribute: (mean, deviation)} as q(y|z) tells them; nothing without a q(y|z)."""
+    def infer(self, face: np.ndarray) -> dict[str, tuple[float, float]]:
+        """Returns {attribute: (mean, deviation)} as q(y|z) infers them; nothing without a q(y|z)."""
         if self.model.run.model.attributes is None:
             return {}
-        told = self.model.infer_attributes(face)
-        return {name: (float(mean[0]), float(deviation[0])) for name, (mean, deviation) in told.items()}
+        inferred = self.model.infer_attributes(face)
+        return {name: (float(mean[0]), float(deviation[0])) for name, (mean, deviation) in inferred.items()}
 
-    def edit(self, face: np.ndarray, edits: list[Wanted], intensity: float, keep_detail: bool) -> np.ndarray:
-        """Returns a face changed in each of some ways, at most BATCH of them."""
+    def edit(self, face: np.ndarray, edits: list[Wanted], intensity: float, keep_detail: bool,
+             preview: bool = False) -> np.ndarray:
+        """Returns a face changed in each of some ways, at most BATCH of them; preview: of one, by fewer steps."""
         x = face[None]
         (y,), (mask,) = self.model.complete(x, *(a[None] for a in self.model.encode({})))
         new = [self._settle(wanted, y, mask) for wanted in edits]
         new += new[-1:] * ((1 if len(new) == 1 else BATCH) - len(new))
         x, y, mask = (np.repeat(a[None], len(new), 0) for a in (face, y, mask))
         new_y, new_mask = (np.stack(each) for each in zip(*new, strict=True))
-        return self.model.edit_encoded(x, y, mask, new_y, new_mask, intensity, keep_detail=keep_detail)[:len(edits)]
+        return self.model.edit_encoded(x, y, mask, new_y, new_mask, intensity, keep_detail=keep_detail,
+                                       steps=_steps(preview, len(edits)))[:len(edits)]
 
     def decode(self, place: tuple[float, float]) -> np.ndarray:
         """Returns [1, H, W, 3], the face at a place on the plane."""
@@ -139,6 +152,10 @@ class Studio:
         return y, mask
 
 
+def _steps(preview: bool, faces: int) -> int:
+    return PREVIEW_STEPS if preview and faces == 1 else STEPS
+
+
 def _pair(values: np.ndarray) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
@@ -146,15 +163,17 @@ def _pair(values: np.ndarray) -> tuple[float, float]:
 def open_studio(model: FaceModel, faces: np.ndarray) -> Studio:
     """Returns a model with everything that the page asks of it compiled; faces: [N, H, W, 3] uint8, on its plane."""
     studio = Studio(model, _plane(model, faces))
-    for n in (1, BATCH):
-        studio.make({}, n, 0, 1.0)
-    if studio.plane is not None:
+    ways = [(1, False), (BATCH, False), *([(1, True)] if studio.flows else [])]
+    for n, preview in ways:
+        for wanted in ({}, {model.attributes[0]: 1.0}) if model.guided else ({},):
+            studio.make(wanted, n, 0, 1.0, None, preview)
+    if studio.encodes:
         face = faces[0] / np.float32(255)
-        studio.tell(face)
+        studio.infer(face)
         studio.model.reconstruct(face)
-        for n in (1, BATCH):
-            for keep_detail in (False, True):
-                studio.edit(face, [{}] * n, 1.0, keep_detail)
+        for n, preview in ways:
+            studio.edit(face, [{}] * n, 1.0, True, preview)
+    if studio.plane is not None:
         studio.decode((0.0, 0.0))
         studio.ellipse({})
     return studio
@@ -225,9 +244,9 @@ def to_url(picture: Image.Image, kind: str, **options) -> str:
 
 
 def _plane(model: FaceModel, faces: np.ndarray) -> Plane | None:
-    """Returns the plane of a model that looks at faces, else None."""
+    """Returns the plane of a model whose z is a vector, encoded from faces, else None."""
     run = model.run
-    if run.model.posterior is None:
+    if run.model.posterior is None or not run.config.latent_size:
         return None
     encoder, decoder = (functools.partial(each, run.model, run.params) for each in (encode, decode))
     y, mask = (np.repeat(a[None], len(faces), 0) for a in model.encode({}))
@@ -248,10 +267,6 @@ def _plane(model: FaceModel, faces: np.ndarray) -> Plane | None:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _on_plane(model, params, y, mask, middle, axes) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean [2] and covariance [2, 2] of p(z|y) on the plane; of a flow's by samples."""
+    """Returns the mean [2] and covariance [2, 2] of p(z|y), a Gaussian, on the plane."""
     p = model.prior(params, y, mask)
-    if model.velocity is None:
-        return axes @ (p.mean[0] - middle), (axes * jnp.exp(p.logvar)) @ axes.T
-    many = (jnp.repeat(a, DRAWN, 0) for a in (y, mask))
-    points = (draw(model, params, jax.random.key(0), *many) - middle[None]) @ axes.T
-    return points.mean(0), jnp.cov(points, rowvar=False)
+    return axes @ (p.mean[0] - middle), (axes * jnp.exp(p.logvar)) @ axes.T

@@ -5,12 +5,25 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cmma_jax.data.dataset import pixels
 from cmma_jax.models.distributions import Gaussian
-from cmma_jax.models.model import cvae
+from cmma_jax.models.model import make_model
 from cmma_jax.sampling import pictures
-from cmma_jax.sampling.faces import edit, generate, in_batches, infer_attributes, reconstruct
+from cmma_jax.sampling.faces import (
+    EDIT_SCALE,
+    _on_circle,
+    decode,
+    edit,
+    encode,
+    generate,
+    in_batches,
+    infer_attributes,
+    morph,
+    reconstruct,
+)
+from tests.conftest import random_params
 
 
 def arrays(small, n=4):
@@ -18,20 +31,59 @@ def arrays(small, n=4):
     return pixels(jnp.asarray(faces.x[:n])), jnp.asarray(faces.y[:n]), jnp.asarray(faces.mask[:n])
 
 
+def drift(y, mask):
+    """A constant velocity, of which attributes a face has."""
+    return np.where(mask, np.asarray(y) * np.arange(1, y.shape[-1] + 1), 0).sum(-1, keepdims=True) / 10
+
+
+@pytest.fixture(scope="module")
+def drifting(small):
+    """The small model with that velocity: what its flow does is known in closed form."""
+    def velocity(params, u, t, y, mask, keys=None):
+        return (jnp.where(mask, y * jnp.arange(1.0, 6)[None], 0).sum(-1, keepdims=True) / 10) + 0 * u
+
+    return small._replace(model=small.model._replace(velocity=velocity))
+
+
+def flat(channels, z):
+    return np.tile(channels, z.shape[1] // 2)[None]
+
+
+def posterior_draw(small, x, y, mask):
+    """The latents at which edits under a flow begin: one draw from q, of the same noise for each face."""
+    q = small.model.posterior(small.params, x, y, mask)
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), 0), q.mean.shape[1:])
+    return np.asarray(q.mean + jnp.exp(q.logvar / 2) * noise[None])
+
+
 def test_temperature_0_is_the_face_at_the_priors_mean(small):
     _, y, mask = arrays(small)
-    p = small.model.prior(small.params, y, mask)
-    expected = small.model.likelihood(small.params, p.mean, y, mask).mean
+    model, params = small.gaussian, small.params
+    expected = model.likelihood(params, model.prior(params, y, mask).mean, y, mask).mean
     for seed in (0, 1):
-        faces = generate(small.model, small.params, jax.random.key(seed), y, mask, temperature=0.0)
+        faces = generate(model, params, jax.random.key(seed), y, mask, temperature=0.0)
         np.testing.assert_allclose(faces, np.clip(expected, 0, 1), atol=1e-6)
+
+
+def test_temperature_0_of_a_flow_is_where_it_leads_the_noises_mean(drifting):
+    _, y, mask = arrays(drifting)
+    mean, deviation = drifting.params["scale"]["mean"], drifting.params["scale"]["deviation"]
+    u = np.repeat(drift(y, mask), 32, 1)
+    expected = decode(drifting.model, drifting.params, flat(mean, u) + flat(deviation, u) * u, y, mask)
+    for guidance in (None, 1.0):
+        found = generate(drifting.model, drifting.params, jax.random.key(3), y, mask, 0.0, guidance)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    u *= 2.5  # nothing asked for drifts nowhere
+    guided = decode(drifting.model, drifting.params, flat(mean, u) + flat(deviation, u) * u, y, mask)
+    np.testing.assert_allclose(generate(drifting.model, drifting.params, jax.random.key(3), y, mask, 0.0, 2.5), guided,
+                               atol=1e-5)
 
 
 def test_samples_spread_with_the_temperature(small):
     _, y, mask = arrays(small, 1)
     keys = jax.random.split(jax.random.key(0), 64)
     y, mask = jnp.repeat(y, 64, 0), jnp.repeat(mask, 64, 0)
-    spread = [float(generate(small.model, small.params, keys, y, mask, temperature=t).std(0).mean())
+    spread = [float(generate(small.gaussian, small.params, keys, y, mask, temperature=t).std(0).mean())
               for t in (0.25, 0.5, 1.0)]
     assert 0 < spread[0] < spread[1] < spread[2]
 
@@ -40,55 +92,142 @@ def test_a_reconstruction_is_the_face_at_the_posteriors_mean(small):
     x, y, mask = arrays(small)
     z = small.model.posterior(small.params, x, y, mask).mean
     expected = np.clip(small.model.likelihood(small.params, z, y, mask).mean, 0, 1)
-    np.testing.assert_allclose(reconstruct(small.model, small.params, x, y, mask), expected, atol=1e-6)
+    np.testing.assert_allclose(reconstruct(small.model, small.params, x, y, mask), expected, atol=1e-5)
+    np.testing.assert_allclose(encode(small.model, small.params, x, y, mask), z, atol=1e-5)
+    np.testing.assert_allclose(decode(small.model, small.params, z, y, mask), expected, atol=1e-5)
+
 
 def test_an_edit_adds_the_difference_of_the_priors_means(small):
     x, y, mask = arrays(small)
     new_y = y.at[:, 0].set(1 - y[:, 0])
-    model, params = small.model, small.params
+    model, params = small.gaussian, small.params
     f = [model.prior(params, each, mask).mean for each in (y, new_y)]
     for literal, seen in ((False, y), (True, new_y)):
         z = model.posterior(params, x, seen, mask).mean + 2 * (f[1] - f[0])
         expected = np.clip(model.likelihood(params, z, y, mask).mean, 0, 1)
-        found = edit(model, params, x, y, mask, new_y, mask, 2.0, literal=literal)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-    each = edit(model, params, x, y, mask, new_y, mask, jnp.asarray([0.0, 0, 2, 2]))
-    np.testing.assert_allclose(each[:2], reconstruct(model, params, x, y, mask)[:2], atol=1e-6)
-    np.testing.assert_allclose(each[2:], edit(model, params, x, y, mask, new_y, mask, 2.0)[2:], atol=1e-6)
+        found = edit(model, params, x, y, mask, new_y, mask, jnp.full(4, 2.0), literal=literal, keep_detail=False)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    each = edit(model, params, x, y, mask, new_y, mask, jnp.asarray([0.0, 0, 2, 2]), literal=True, keep_detail=False)
+    unchanged = edit(model, params, x, y, mask, new_y, mask, jnp.zeros(4), literal=True, keep_detail=False)
+    np.testing.assert_array_equal(each, jnp.concatenate([unchanged[:2], found[2:]]))
 
 
-def test_an_edit_with_detail_kept_is_the_face_and_the_change_of_its_reconstruction(small):
+@pytest.mark.parametrize("intensity", (-0.5, 1.0))
+def test_an_edit_under_a_flow_transports_a_draw_from_the_posterior(drifting, intensity):
+    x, y, mask = arrays(drifting)
+    new_y, new_mask, params = 1 - y, mask.at[:, 1].set(True), drifting.params
+    way = drift(new_y, new_mask) - drift(y, mask)
+    z = posterior_draw(drifting, x, y, mask)
+    end = z + EDIT_SCALE * intensity * way * flat(params["scale"]["deviation"], z)
+    found = edit(drifting.model, params, x, y, mask, new_y, new_mask, jnp.full(4, intensity), keep_detail=False)
+    np.testing.assert_allclose(found, decode(drifting.model, params, end, y, mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ("gaussian", "literal", "flow"))
+def test_an_edit_with_detail_kept_is_the_face_and_the_change_of_its_reconstruction(small, drifting, kind):
     x, y, mask = arrays(small)
-    new_y, model, params = 1 - y, small.model, small.params
-    np.testing.assert_array_equal(edit(model, params, x, y, mask, y, mask, 3.0, keep_detail=True), x)
-    for literal in (False, True):
-        changed = edit(model, params, x, y, mask, new_y, mask, 0.5, literal=literal)
-        change = changed - reconstruct(model, params, x, y, mask)
-        inside = (changed > 0) & (changed < 1)
-        kept = edit(model, params, x, y, mask, new_y, mask, 0.5, literal=literal, keep_detail=True)
-        np.testing.assert_allclose(np.where(inside, kept, 0), np.where(inside, np.clip(x + change, 0, 1), 0), atol=1e-5)
+    new_y, params, literal = 1 - y, small.params, kind == "literal"
+    model = drifting.model if kind == "flow" else small.gaussian
+    z = posterior_draw(small, x, y, mask) if kind == "flow" else encode(model, params, x, y, mask)
+    before = model.likelihood(params, z, y, mask).mean
+    how = {"literal": literal}
+    plain = edit(model, params, x, y, mask, new_y, mask, jnp.full(4, 0.5), keep_detail=False, **how)
+    inside = (plain > 0) & (plain < 1)
+    kept = edit(model, params, x, y, mask, new_y, mask, jnp.full(4, 0.5), keep_detail=True, **how)
+    np.testing.assert_allclose(np.where(inside, kept, 0), np.where(inside, np.clip(x + plain - before, 0, 1), 0),
+                               atol=1e-5)
+    assert float(np.abs(kept - x).max()) > 0.01
+
+
+def test_where_nothing_changes_an_edit_returns_the_face_to_the_last_bit(small):
+    """Under the flow itself: intensity 0, equal attributes, and what is unknown before and after."""
+    x, y, mask = arrays(small)
+    new_y = jnp.where(jnp.arange(4)[:, None] == 0, 1 - y, y)
+    new_y = new_y.at[2].set(jnp.where(mask[2], y[2], 1 - y[2])).at[3, 0].set(1 - y[3, 0])
+    found = edit(small.model, small.params, x, y, mask, new_y, mask.at[3, 0].set(True), jnp.asarray([0.0, 1, 2, 1]))
+    np.testing.assert_array_equal(found[:3], x[:3])
+    assert float(jnp.abs(found[3] - x[3]).max()) > 0.01
+
+
+def test_a_negative_intensity_leads_the_other_way_and_a_faces_edit_does_not_depend_on_its_batch(small):
+    x, y, mask = arrays(small)
+    x = 0.4 + 0.2 * x  # away from the ends, where changes are cut off
+
+    def change(rows, intensity):
+        arrays = (a[rows] for a in (x, y, mask, 1 - y, mask))
+        return np.asarray(edit(small.model, small.params, *arrays, jnp.full(4, intensity)) - x[rows])
+
+    rows = jnp.arange(4)
+    here, back = change(rows, 0.01), change(rows, -0.01)
+    assert np.abs(here).max() > 1e-4 and np.abs(here + back).max() < 0.2 * np.abs(here).max()
+    np.testing.assert_allclose(change(rows[::-1], 0.01)[::-1], here, atol=2e-6)
 
 
 def test_a_cvaes_edit_is_what_its_likelihood_sees(small):
-    config = dataclasses.replace(small.config, linear_path=False)
-    model = cvae(config, small.data.spec)
-    params = jax.tree.map(lambda a: a + 0.05 * jax.random.normal(jax.random.key(a.size), a.shape),
-                          jax.jit(model.init)(jax.random.key(0)))
+    """Under a flow too, which does not see attributes."""
+    model = make_model(dataclasses.replace(small.config, model="cvae"), small.data.spec)
+    params = random_params(model)
     x, y, mask = arrays(small)
     new_y = y.at[:, 0].set(1 - y[:, 0])
-    z = model.posterior(params, x, y, mask).mean
-    for intensity in (0.0, 0.5, 2.0):
+    z = posterior_draw(small._replace(model=model, params=params), x, y, mask)
+    for intensity in (0.0, 0.5, -2.0):
         expected = np.clip(model.likelihood(params, z, y + intensity * (new_y - y), mask).mean, 0, 1)
-        np.testing.assert_allclose(edit(model, params, x, y, mask, new_y, mask, intensity), expected,
-                                   atol=1e-6)
+        np.testing.assert_allclose(edit(model, params, x, y, mask, new_y, mask, jnp.full(4, intensity),
+                                        keep_detail=False), expected, atol=1e-5)
 
 
-def test_told_attributes_are_the_mean_over_the_posterior(small):
+def test_a_morph_is_straight_in_z_under_a_gaussian_prior(small):
+    x, y, mask = arrays(small, 2)
+    z = np.asarray(small.model.posterior(small.params, x, y, mask).mean)
+    weights = np.float32([0, 0.25, 1])
+    path = np.stack([z[0], 0.75 * z[0] + 0.25 * z[1], z[1]])
+    expected = decode(small.model, small.params, path, *(jnp.repeat(a[:1], 3, 0) for a in (y, mask)))
+    np.testing.assert_allclose(morph(small.gaussian, small.params, x, y, mask, weights), expected, atol=1e-5)
+
+
+def test_a_morph_goes_through_the_noise_of_a_flow(drifting):
+    """Each face's noise is its latent less the drift of its attributes; between, the drift is that between theirs."""
+    x, y, mask = arrays(drifting, 2)
+    params, known = drifting.params, np.ones_like(mask)
+    mean, deviation = (np.asarray(params["scale"][name]) for name in ("mean", "deviation"))
+    z, weights = posterior_draw(drifting, x, y, known), np.float32([0, 0.3, 1])
+    noise = (z - flat(mean, z)) / flat(deviation, z) - drift(y, known)
+    between = np.stack([y[0], 0.7 * y[0] + 0.3 * y[1], y[1]])
+    u = _on_circle(noise, weights) + drift(between, np.ones_like(between, bool))
+    expected = decode(drifting.model, params, flat(mean, u) + flat(deviation, u) * u,
+                      *(np.repeat(np.asarray(a)[:1], 3, 0) for a in (y, known)))
+    np.testing.assert_allclose(morph(drifting.model, params, x, y, known, weights), expected, atol=1e-4)
+
+
+def test_a_circle_is_walked_evenly():
+    ends = np.zeros((2, 7), np.float32)
+    ends[0, 0], ends[1, :2] = 3, (3 * np.cos(2.0), 3 * np.sin(2.0))
+    found = _on_circle(jnp.asarray(ends), jnp.linspace(0, 1, 5))
+    angles = np.linspace(0, 2.0, 5)
+    np.testing.assert_allclose(found[:, :2], 3 * np.stack([np.cos(angles), np.sin(angles)], 1), atol=1e-5)
+    assert (np.asarray(found)[:, 2:] == 0).all()
+    for second in (ends[:1], -ends[:1]):  # no plane to walk in
+        assert np.isfinite(_on_circle(jnp.concatenate([ends[:1], second]), jnp.linspace(0, 1, 5))).all()
+
+
+def test_a_morph_under_the_flow_itself_begins_and_ends_at_the_faces(small):
+    x, y, _ = arrays(small, 2)
+    known = jnp.ones_like(y, bool)
+    z = posterior_draw(small, x, y, known)
+    ends = decode(small.model, small.params, z, y, known)
+    found = morph(small.model, small.params, x, y, known, np.float32([0, 0.5, 1]), steps=2)
+    np.testing.assert_allclose(found[jnp.array([0, 2])], ends, atol=1e-4)
+    same = morph(small.model, small.params, jnp.repeat(x[:1], 2, 0), *(jnp.repeat(a[:1], 2, 0) for a in (y, known)),
+                 np.float32([0, 0.5, 1]), steps=2)
+    np.testing.assert_allclose(same, jnp.repeat(ends[:1], 3, 0), atol=1e-3)
+
+
+def test_inferred_attributes_are_the_mean_over_the_posterior(small):
     """Against q(y|z) at 4,000 other draws of z, in standard errors."""
     x, y, mask = arrays(small)
     unknown = jnp.zeros_like(mask)
     mean, deviation = infer_attributes(small.model, small.params, jax.random.key(0), x, y, unknown,
-                                                samples=1000)
+                                       samples=1000)
     q = small.model.posterior(small.params, x, y, unknown)
     z = q.mean[None] + jnp.exp(q.logvar / 2)[None] * jax.random.normal(jax.random.key(9), (4000, *q.mean.shape))
     p = jax.vmap(lambda z: small.model.attributes(small.params, z).mean)(z)
@@ -117,7 +256,7 @@ def test_the_chain_keeps_what_is_known_and_moves_the_rest(small):
         return small.model.posterior(params, x, seen, mask)
 
     found = infer_attributes(small.model._replace(posterior=posterior), small.params, jax.random.key(0), x, y,
-                                      known, samples=4, steps=2)
+                             known, samples=4, steps=2)
     jax.block_until_ready(found)
     jax.effects_barrier()
     chain = [seen for seen, mask in looks if mask.all()]
@@ -150,7 +289,7 @@ def test_grid_places_faces_in_rows_and_columns():
 
 def test_progress_picture_shows_the_originals_first(small):
     faces = small.data.validation
-    picture = np.asarray(pictures.progress(small.model, small.params, faces, columns=3))
+    picture = np.asarray(pictures.progress(small.gaussian, small.params, faces, columns=3))
     assert picture.shape == (2 + 5 * 18, 2 + 3 * 18, 3)
     np.testing.assert_array_equal(picture[2:18, 2:18], faces.x[0])
     np.testing.assert_array_equal(picture[2:18, 38:54], faces.x[-1])

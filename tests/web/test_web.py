@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
@@ -28,10 +29,11 @@ import cmma_jax  # noqa: E402
 from cmma_jax.cli.main import main  # noqa: E402
 from cmma_jax.data import load_dataset  # noqa: E402
 from cmma_jax.errors import InputError  # noqa: E402
+from cmma_jax.models.model import make_model  # noqa: E402
 from cmma_jax.sampling import photos  # noqa: E402
-from cmma_jax.sampling.face_model import FaceModel  # noqa: E402
-from cmma_jax.sampling.faces import decode  # noqa: E402
+from cmma_jax.sampling.face_model import GUIDANCE, FaceModel  # noqa: E402
 from cmma_jax.web import Web, guard, load_models, server, studio  # noqa: E402
+from tests.conftest import random_params  # noqa: E402
 
 ADDRESS = "http://127.0.0.1:7860"
 OWN = server.names_of("127.0.0.1")
@@ -40,14 +42,14 @@ TRACES = []
 
 @pytest.fixture(scope="module")
 def models(named_runs):
-    """A CMMA whose tracings are counted, and a CGAN."""
-    cmma, cgan = (cmma_jax.load(named_runs / name) for name in ("cmma", "cgan"))
+    """A CMMA with a flow, whose tracings are counted, a CGAN, and a VAE of two latents."""
+    cmma, cgan, vae = (cmma_jax.load(named_runs.parent / name) for name in ("runs/cmma", "runs/cgan", "vae-plane"))
 
     def counted(*args):
         TRACES.append(1)
         return cmma.run.model.likelihood(*args)
 
-    return [FaceModel(cmma.run._replace(model=cmma.run.model._replace(likelihood=counted))), cgan]
+    return [FaceModel(cmma.run._replace(model=cmma.run.model._replace(likelihood=counted))), cgan, vae]
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +96,10 @@ def encoded(array, kind="PNG"):
 
 def test_the_page_says_what_it_has(client, models, test):
     about = client.get("/api/about").json()
-    assert [each["name"] for each in about["models"]] == ["cmma", "cgan"]
-    assert [(each["looks"], each["tells"]) for each in about["models"]] == [(True, True), (False, False)]
+    assert [each["name"] for each in about["models"]] == ["cmma", "cgan", "vae"]
+    can = [[each[part] for part in ("encodes", "infers", "flows", "guided", "plane")] for each in about["models"]]
+    assert can == [[True, True, True, True, False], [False] * 5, [True, False, False, False, True]]
+    assert about["guidance"] == GUIDANCE and [each["latents"] for each in about["models"]] == [0, 8, 2]
     assert about["faces"] == len(test.x) and about["faces_are"] == "test"
     groups = {each["name"]: each["group"] for each in about["attributes"]}
     assert list(groups) == list(models[0].attributes) and groups["Mustache"] == "Beard" and groups["Male"] == "Person"
@@ -111,9 +115,21 @@ def test_faces_are_those_of_the_same_call_in_python(client, models):
     body = {"model": "cmma", "attributes": {"Male": 1, "Smiling": 0}, "n": 5, "seed": 7, "temperature": 0.7}
     expected = models[0].generate({"Male": 1, "Smiling": 0}, n=5, seed=7, temperature=0.7)
     assert close(pictures(client.post("/api/make", json=body)), rounded(expected))
-    body |= {"model": "cgan", "n": 1}
+    guided = models[0].generate({"Male": 1, "Smiling": 0}, n=5, seed=7, temperature=0.7, guidance=3.0)
+    assert close(pictures(client.post("/api/make", json=body | {"guidance": 3})), rounded(guided))
+    preview = models[0].generate({"Male": 1}, seed=7, steps=studio.PREVIEW_STEPS)
+    body = {"model": "cmma", "attributes": {"Male": 1}, "seed": 7}
+    assert close(pictures(client.post("/api/make", json=body | {"preview": True})), rounded(preview))
+    body |= {"model": "cgan", "attributes": {"Male": 1, "Smiling": 0}, "temperature": 0.7}
     expected = models[1].generate({"Male": 1, "Smiling": 0}, n=1, seed=7, temperature=0.7)
     assert close(pictures(client.post("/api/make", json=body)), rounded(expected))
+
+
+def test_guidance_of_0_or_where_it_means_nothing_is_answered(client):
+    answer = client.post("/api/make", json={"model": "cmma", "attributes": {"Male": 1}, "guidance": 0})
+    assert answer.status_code == 409 and "of which 1 is none" in answer.json()["error"]
+    answer = client.post("/api/make", json={"model": "cgan", "guidance": 2})
+    assert answer.status_code == 409 and "takes no guidance" in answer.json()["error"]
 
 
 def test_an_intensity_goes_beyond_the_attribute(client, models):
@@ -135,55 +151,72 @@ def test_setting_an_attribute_resets_what_contradicts_it(client, models):
 
 @pytest.mark.parametrize("by_number", (True, False))
 def test_edits_are_those_of_the_same_calls_in_python(client, models, test, by_number):
-    body = {"model": "cmma", "face": 4 if by_number else pixels(test.x[4]), "intensity": 2.5, "keep_detail": True,
+    body = {"model": "cmma", "face": 4 if by_number else pixels(test.x[4]), "intensity": 0.5,
             "edits": [{"Male": 1}, {"Mustache": 1}, {}]}
     made = pictures(client.post("/api/edit", json=body))
     for face, edit in zip(made, body["edits"], strict=True):
-        assert close(face[None], rounded(models[0].edit(test.x[4], edit, intensity=2.5, keep_detail=True)))
+        assert close(face[None], rounded(models[0].edit(test.x[4], edit, intensity=0.5)))
     assert made[2].tolist() == test.x[4].tolist()
     single = pictures(client.post("/api/edit", json=body | {"edits": [{"Male": 1}], "keep_detail": False}))
-    assert close(single, rounded(models[0].edit(test.x[4], {"Male": 1}, intensity=2.5)))
+    assert close(single, rounded(models[0].edit(test.x[4], {"Male": 1}, intensity=0.5, keep_detail=False)))
+    preview = pictures(client.post("/api/edit", json=body | {"edits": [{"Male": 1}], "preview": True}))
+    assert close(preview, rounded(models[0].edit(test.x[4], {"Male": 1}, intensity=0.5, steps=studio.PREVIEW_STEPS)))
 
 
-def test_a_face_is_told_and_reconstructed(client, models, test):
+def test_a_faces_attributes_are_inferred_and_it_is_reconstructed(client, models, test):
     answer = client.post("/api/look", json={"model": "cmma", "face": 2}).json()
     for name, (mean, deviation) in models[0].infer_attributes(test.x[2]).items():
         expected = {"mean": float(mean[0]), "deviation": float(deviation[0])}
-        assert answer["told"][name] == pytest.approx(expected, abs=1e-5)
+        assert answer["inferred"][name] == pytest.approx(expected, abs=1e-5)
     assert close(picture(answer["reconstruction"])[None], rounded(models[0].reconstruct(test.x[2])))
     refused = client.post("/api/look", json={"model": "cgan", "face": 2})
     assert refused.status_code == 409 and "the cgan cannot encode a face" in refused.json()["error"]
 
 
-def test_the_plane_decodes_a_face_near_its_place(client, models, test):
-    plane = client.get("/api/plane?model=cmma").json()
+def test_the_plane_decodes_a_face_at_its_place(client, models, test):
+    plane = client.get("/api/plane?model=vae").json()
     points = np.asarray(plane["points"])
     assert points.shape == (len(test.x), 2)
-    assert 0 < plane["shares"][1] <= plane["shares"][0] and sum(plane["shares"]) <= 1
-    here = models[0].reconstruct(test.x)
-    made = np.concatenate([pictures(client.post("/api/decode", json={"model": "cmma", "place": place}))
-                           for place in points[:10].tolist()]) / 255
-    distances = np.square(made[:, None] - here[None, :10]).sum((2, 3, 4))
-    middle = pictures(client.post("/api/decode", json={"model": "cmma", "place": [0, 0]})) / 255
-    # Two axes say something of a face: its place is nearer to it than the middle is.
-    assert np.diag(distances).mean() < 0.8 * np.square(middle - here[:10]).sum((1, 2, 3)).mean()
+    assert min(plane["shares"]) > 0 and sum(plane["shares"]) == pytest.approx(1)
+    here = rounded(models[2].reconstruct(test.x[:4]))
+    for place, face in zip(points[:4].tolist(), here, strict=True):
+        assert close(pictures(client.post("/api/decode", json={"model": "vae", "place": place})), face[None])
 
 
-def test_the_axes_are_those_of_the_largest_changes(models, test):
-    run, plane = models[0].run, studio._plane(models[0], test.x)
-    y, mask = (a[None] for a in models[0].encode({}))
+@pytest.mark.parametrize("path, body", [("decode", {"place": [0, 0]}), ("ellipse", {})])
+def test_a_map_of_latents_has_no_plane(client, path, body):
+    for model, words in (("cmma", "the cmma has no plane"), ("cgan", "the cgan cannot encode a face")):
+        answer = client.post(f"/api/{path}", json={"model": model} | body)
+        assert answer.status_code == 409 and words in answer.json()["error"]
+    assert client.get("/api/plane?model=cmma").status_code == 409
+
+
+@pytest.fixture(scope="module")
+def vector(named_runs):
+    """A CMMA of eight latents."""
+    run = cmma_jax.load(named_runs.parent / "cmma-plane").run
+    config = dataclasses.replace(run.config, latent_size=8)
+    model = make_model(config, run.spec)
+    return FaceModel(run._replace(config=config, model=model, params=random_params(model)))
+
+
+def test_the_axes_are_those_of_the_largest_changes(vector, test):
+    run, plane = vector.run, studio._plane(vector, test.x)
+    y, mask = (a[None] for a in vector.encode({}))
     rng = np.random.default_rng(0)
 
     def change(direction):
         ends = (plane.middle + sign * direction for sign in (1, -1))
-        ahead, behind = (decode(run.model, run.params, end[None].astype(np.float32), y, mask) for end in ends)
-        return float(np.square(ahead - behind).sum())
+        ahead, behind = (np.asarray(run.model.likelihood(run.params, end[None].astype(np.float32), y, mask).mean)
+                         for end in ends)
+        return float(np.square(np.clip(ahead, 0, 1) - np.clip(behind, 0, 1)).sum())
 
     assert plane.axes @ plane.axes.T == pytest.approx(np.eye(2), abs=1e-5)
+    assert 0 < plane.shares[1] <= plane.shares[0] and sum(plane.shares) <= 1
     others = rng.normal(size=(20, 8))
     others -= others @ plane.axes.T @ plane.axes
     others /= np.linalg.norm(others, axis=1, keepdims=True)
-    assert change(plane.axes[0]) > change(plane.axes[1]) > max(map(change, others))
+    assert change(plane.axes[0]) > np.mean([change(other) for other in others])
 
 
 def test_two_latents_are_the_plane_themselves(named_runs, test):
@@ -198,38 +231,29 @@ def test_two_latents_are_the_plane_themselves(named_runs, test):
     assert sorted(ellipse.radii) == pytest.approx(sorted(2 * np.exp(np.asarray(p.logvar[0]) / 2)), rel=1e-4)
 
 
-def test_an_ellipse_holds_what_its_prior_draws(models, test):
-    plane = studio._plane(models[0], test.x)
-    run, (y, mask) = models[0].run, (np.repeat(a[None], 4000, 0) for a in models[0].encode({"Male": 1}))
+def test_an_ellipse_holds_what_its_prior_draws(vector, test):
+    plane = studio._plane(vector, test.x)
+    run, (y, mask) = vector.run, (np.repeat(a[None], 4000, 0) for a in vector.encode({"Male": 1}))
     p = run.model.prior(run.params, y, mask)
     draws = np.asarray(p.mean) + np.exp(np.asarray(p.logvar) / 2) * np.random.default_rng(0).normal(size=p.mean.shape)
     points = (draws - plane.middle) @ plane.axes.T
-    ellipse = studio.Studio(models[0], plane).ellipse({"Male": 1})
+    ellipse = studio.Studio(vector, plane).ellipse({"Male": 1})
     turn = np.array([[np.cos(ellipse.angle), np.sin(ellipse.angle)], [-np.sin(ellipse.angle), np.cos(ellipse.angle)]])
     inside = (np.square((points - ellipse.center) @ turn.T / ellipse.radii).sum(1) < 1).mean()
     assert inside == pytest.approx(1 - np.exp(-2), abs=4 * np.sqrt(0.135 * 0.865 / 4000))
-
-    def velocity(params, z, t, y, mask):  # moves every latent by 1
-        return jnp.ones_like(z)
-
-    flowing = FaceModel(run._replace(model=run.model._replace(velocity=velocity)))
-    moved = studio.Studio(flowing, plane).ellipse({"Male": 1})
-    expected = np.asarray(ellipse.center) + plane.axes.sum(1)
-    assert np.abs(moved.center - expected).max() < 4 * max(ellipse.radii) / 2 / np.sqrt(studio.DRAWN)
-    assert moved.radii == pytest.approx(ellipse.radii, rel=0.5)
 
 
 def test_nothing_is_compiled_after_the_start(client, test):
     before = len(TRACES)
     assert before
     for n in range(1, studio.BATCH + 1):
-        client.post("/api/make", json={"model": "cmma", "n": n, "seed": 2**31 - 1, "attributes": {"Male": n / 2}})
+        for body in ({}, {"attributes": {"Male": n / 2}}, {"attributes": {"Male": 1}, "guidance": n / 2},
+                     {"preview": True}, {"attributes": {"Male": 1}, "preview": True}):
+            assert client.post("/api/make", json={"model": "cmma", "n": n, "seed": 2**31 - 1} | body).status_code == 200
         for keep in (True, False):
             assert client.post("/api/edit", json={"model": "cmma", "face": n, "edits": [{"Male": 1}] * n,
-                                                  "keep_detail": keep}).status_code == 200
+                                                  "keep_detail": keep, "preview": keep}).status_code == 200
     client.post("/api/look", json={"model": "cmma", "face": pixels(test.x[0])})
-    client.post("/api/decode", json={"model": "cmma", "place": [1, 0.5]})
-    client.post("/api/ellipse", json={"model": "cmma", "attributes": {"Male": 1}})
     assert len(TRACES) == before
 
 
@@ -249,7 +273,8 @@ WRONG = [
     (MAKE, {"attributes": ["Male"]}, "attributes"), (MAKE, {"n": 9}, "n:"), (MAKE, {"n": 0}, "n:"),
     (MAKE, {"n": 1.5}, "n:"), (MAKE, {"seed": -1}, "seed"), (MAKE, {"seed": 2**31}, "seed"),
     (MAKE, {"temperature": 2.5}, "temperature"), (MAKE, {"temperature": -0.1}, "temperature"),
-    (MAKE, {"model": "vae"}, "model"), (MAKE, {"model": None}, "model"), (MAKE, {"colour": 1}, "colour"),
+    (MAKE, {"model": "cvae"}, "model"), (MAKE, {"model": None}, "model"), (MAKE, {"colour": 1}, "colour"),
+    (MAKE, {"guidance": -1}, "guidance"), (MAKE, {"guidance": 11}, "guidance"), (MAKE, {"preview": 1}, "preview"),
     (EDIT, {"edits": []}, "edits"), (EDIT, {"edits": [{}] * 9}, "edits"), (EDIT, {"intensity": 7}, "intensity"),
     (EDIT, {"face": -1}, "face"), (EDIT, {"face": 10_000}, "face"), (EDIT, {"face": "AAAA"}, "face"),
     (EDIT, {"face": "*" * 1024}, "face"), (EDIT, {"keep_detail": "yes"}, "keep_detail"),

@@ -24,6 +24,7 @@ from selenium.webdriver.support.select import Select  # noqa: E402
 
 import cmma_jax  # noqa: E402
 from cmma_jax.data import load_dataset  # noqa: E402
+from cmma_jax.sampling.face_model import GUIDANCE  # noqa: E402
 from cmma_jax.web import server, studio  # noqa: E402
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -63,9 +64,12 @@ class Page:
     def text(self, selector):
         return self.one(selector).text
 
-    def slide(self, selector, value):
-        self.driver.execute_script("arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))",
-                                   self.one(selector), value)
+    def slide(self, selector, value, release=True):
+        """Moves a slider, or types into a field; release: whether it is let go."""
+        for kind in ("input", "change") if release else ("input",):
+            self.driver.execute_script("arguments[0].value = arguments[1]; "
+                                       "arguments[0].dispatchEvent(new Event(arguments[2]))", self.one(selector), value,
+                                       kind)
 
     def set(self, name, kind):
         """Sets an attribute; its group is opened by the search."""
@@ -101,7 +105,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def url(named_runs):
-    models = [cmma_jax.load(named_runs / name) for name in ("cmma", "cgan")]
+    models = [cmma_jax.load(named_runs.parent / name) for name in ("runs/cmma", "runs/cgan", "vae-plane")]
     test = load_dataset("folder", models[0].run.config.data_dir, image_size=16).test
     (named_runs / "results-folder-test.json").write_text('{"cmma": {"bound": [28543.4, 106.8]}}')
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -147,11 +151,17 @@ def test_make_a_face(page):
     page.changes(lambda: page.set("Male", "yes"), "made")
     assert "Male" in page.one("#made").get_attribute("alt") and page.text("#chosen").startswith("Male")
     slider = "#panel-wanted [aria-label='Intensity of Male']"
-    page.changes(lambda: page.slide(slider, 3.5), "made")
-    assert "Male 3.5" in page.text("#made-caption")
+    assert not page.one(slider).is_displayed()  # a flow is guided instead
+    assert page.text("#guidance-said") == f"{GUIDANCE:.1f}"
+    page.changes(lambda: page.slide("#guidance", 4), "made")
+    assert page.text("#guidance-said") == "4.0"
+    page.slide("#guidance", 3, release=False)
+    preview = page.settled("made")
+    page.changes(lambda: page.slide("#guidance", 3), "made")
+    assert page.settled("made") != preview
     page.changes(lambda: page.set("Male", "no"), "made")
     page.changes(lambda: page.set("Male", "any"), "made")
-    assert page.text("#chosen") == "Nothing is set." and not page.one(slider).is_displayed()
+    assert page.text("#chosen") == "Nothing is set."
 
     page.set("Mouth Closed", "yes")
     page.changes(lambda: page.set("Mouth Wide Open", "yes"), "made")  # which contradicts it
@@ -176,13 +186,13 @@ def test_the_last_request_wins(page):
     page.open("make")
     page.set("Male", "yes")
     page.settled("made")
-    moves = "for (const v of [0.5, 1, 2, 3, 3.5, 4, %s]) { s.value = v; s.dispatchEvent(new Event('input')); }"
-    script = "const s = document.querySelector(\"#panel-wanted [aria-label='Intensity of Male']\");"
-    page.driver.execute_script(script + moves % 0.7)
+    moves = "for (const v of [1.2, 2, 3, 3.5, 4, %s]) { s.value = v; s.dispatchEvent(new Event('input')); }"
+    script = "const s = document.querySelector('#guidance');"
+    page.driver.execute_script(script + moves % 1.1)
     after = page.settled("made")
     page.driver.execute_script(script + moves % 3.9)
     assert page.settled("made") != after
-    page.driver.execute_script(script + moves % 0.7)
+    page.driver.execute_script(script + moves % 1.1)
     assert page.settled("made") == after
 
 
@@ -203,16 +213,16 @@ def test_change_a_face(page):
     page.click("#picker-more")
     assert page.text("#picker-page") == "25 to 48 of 100"
     page.click("#picker-back")
-    told = [each.text for each in page("#panel-changes .told") if each.is_displayed()]
-    assert told and all(each.startswith("told: 0.") or each.startswith("told: 1.") for each in told) and "±" in told[0]
+    said = [each.text for each in page("#panel-changes .inferred") if each.is_displayed()]
+    assert said and all(each.startswith(("inferred: 0.", "inferred: 1.")) for each in said) and "±" in said[0]
 
     page.settled("edited")
-    other = "no" if float(told[0].split()[1]) > 0.5 else "yes"
+    other = "no" if float(said[0].split()[1]) > 0.5 else "yes"
     page.changes(lambda: page.set("Male", other), "edited")
-    page.changes(lambda: page.slide("#intensity", 5), "edited", "swipe-after")
+    page.changes(lambda: page.slide("#intensity", -0.5), "edited", "swipe-after")
     page.changes(lambda: page.click("#keep-detail"), "edited")
     assert page.text("#edited-caption") == f"Edit: {'no ' * (other == 'no')}Male"
-    assert page.text("#intensity-said") == "5.0"
+    assert page.text("#intensity-said") == "-0.5"
     page.slide("#swipe", 100)
     assert page.one("#swipe-after").value_of_css_property("clip-path") == "inset(0px 0px 0px 0%)"
     pair = page.one(".pair")
@@ -292,6 +302,8 @@ def test_a_photograph_is_chosen_and_what_is_too_large_is_told(page, photo, tmp_p
 
 def test_look_inside(page):
     page.open("inside")
+    assert "The cmma has no plane of latents" in page.until(lambda: page.text("#trouble"))
+    Select(page.one("#model")).select_by_value("vae")
     page.until(lambda: page.source("decoded") and len(page("#ellipses li")) == 3)
     plane = page.one("#plane")
     decode = ActionChains(page.driver).move_to_element_with_offset(plane, 80, -60).click
@@ -314,14 +326,15 @@ def test_look_inside(page):
 
 def test_compare(page):
     page.open("compare")
-    page.until(lambda: len(page("#compared img")) == 2 * (studio.BATCH + 1))
-    assert [each.text.split()[0] for each in page("#compared h3")] == ["cmma", "cgan"]
+    page.until(lambda: len(page("#compared img")) == 3 * (studio.BATCH + 1))
+    assert [each.text.split()[0] for each in page("#compared h3")] == ["cmma", "cgan", "vae"]
     pictures = "return [...document.querySelectorAll('#compared img')].map((image) => [image.src, image.alt])"
     before = page.driver.execute_script(pictures)
     page.set("Male", "yes")
     page.until(page.quiet)
     after = page.driver.execute_script(pictures)
-    assert all(new != old for (new, _), (old, _) in zip(after, before, strict=True))
+    count = 2 * (studio.BATCH + 1)  # a VAE makes the same faces whatever is asked for
+    assert all(new != old for (new, _), (old, _) in zip(after[:count], before[:count], strict=True))
     assert after[0][1] == "cmma, mean: Male"
     assert page.until(lambda: page("#results td"))[0].text == "28,543 +- 107"
 
@@ -333,7 +346,7 @@ def test_a_model_that_does_not_look_at_faces_says_so(page):
     for tab in ("change", "inside"):
         page.click(f"#tab-{tab}")
         assert "The cgan cannot encode a face" in page.text("#trouble")
-    Select(page.one("#model")).select_by_value("cmma")
+    Select(page.one("#model")).select_by_value("vae")
     page.until(lambda: len(page("#ellipses li")) == 3)
     assert not page.one("#trouble").is_displayed()
 
@@ -350,9 +363,12 @@ def test_the_keyboard_is_enough(page):
     radio = page.one("#panel-wanted [aria-label='Male: any']")
     page.changes(lambda: radio.send_keys(Keys.ARROW_LEFT), "made")
     assert page.text("#chosen").startswith("no Male")
+    page.changes(lambda: page.one("#guidance").send_keys(Keys.END), "made")
+    assert page.text("#guidance-said") == "4.0"
+    page.changes(lambda: Select(page.one("#model")).select_by_value("cgan"), "made")
     slider = page.one("#panel-wanted [aria-label='Intensity of Male']")
     page.changes(lambda: slider.send_keys(Keys.END), "made")
-    assert "no Male 4" in page.text("#made-caption")
+    assert "no Male 4" in page.text("#made-caption") and not page.one("#guiding").is_displayed()
 
 
 @pytest.mark.parametrize("tab", ("make", "change", "inside", "compare"))
