@@ -13,6 +13,7 @@ from PIL import Image
 import cmma_jax
 from cmma_jax.cli.main import COMMANDS, PROGRAMS, main
 from cmma_jax.data.images import LARGEST
+from cmma_jax.sampling.face_model import GUIDANCE
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -165,6 +166,13 @@ def test_help_lists_the_commands(capsys):
     said = capsys.readouterr().out
     assert all(name in said for name in [*COMMANDS, *PROGRAMS])
     assert main([]) == 2 and main(["paint"]) == 2
+
+
+def test_help_names_the_default_guidance(capsys):
+    for name in ("generate", "export"):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert f"{GUIDANCE:g} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
