@@ -4,16 +4,17 @@ import dataclasses
 import functools
 import math
 import pathlib
-from typing import Literal, NamedTuple
+import zlib
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from cmma_jax.cli import command_line
 from cmma_jax.data.dataset import Dataset, Faces, spread, spread_rows
-from cmma_jax.data.files import make_folder
+from cmma_jax.data.files import make_folder, read_lines
 from cmma_jax.errors import InputError
-from cmma_jax.evaluation import baselines, detection, editing, embeddings, table
+from cmma_jax.evaluation import baselines, detection, editing, embeddings, flows, table
 from cmma_jax.evaluation.classifier import (
     COMMAND,
     VISIBLE_AUC,
@@ -24,26 +25,34 @@ from cmma_jax.evaluation.classifier import (
     scores,
 )
 from cmma_jax.evaluation.diversity import diversity, generated_faces
-from cmma_jax.evaluation.parzen import Sampler, model_sampler, parzen
+from cmma_jax.evaluation.parzen import Sampler, files, model_sampler, parzen
+from cmma_jax.models.distributions import row_keys
+from cmma_jax.models.flow import STEPS
 from cmma_jax.models.model import count_parameters
 from cmma_jax.sampling import pictures
-from cmma_jax.sampling.face_model import FaceModel
+from cmma_jax.sampling.attributes import Attributes
+from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
 from cmma_jax.training import parallel
-from cmma_jax.training.bounds import bits_per_dimension, dequantised_pixels, importance_weighted, variational_bound
+from cmma_jax.training.bounds import dequantised_bits, importance_weighted, variational_bound
 from cmma_jax.training.runs import Run, check_data, find_runs, load_data, load_run
 
 HELP = """Compare finished runs on faces that they were not trained on.
 
   python evaluate.py                                 the bounds of the newest finished run of each model
   python evaluate.py --parzen                        the whole table: Parzen windows, baselines, the classifier
-  python evaluate.py --editing                       edits and told attributes, of the newest CMMA and CVAE
+  python evaluate.py --editing                       edits and inferred attributes, of the newest CMMA and CVAE
   python evaluate.py --run=runs/cmma-lfw --split=validation --picture=faces.png
 
-The table is printed and written as results-<dataset>-<split>.json, .csv and .md into --runs_dir. All figures are
-nats a face, pixels in [0, 1], constants kept; +- is the standard error of the mean over faces, or, where a system
-was trained with several seeds, the standard deviation over them. A Parzen estimate that was interrupted goes on
+The table is printed and written as results-<dataset>-<split>.json, .csv and .md into --runs_dir. Likelihoods are nats a
+face, pixels in [0, 1], constants kept (of discretised pixels log P + D ln 255), and unguided; bits/dim is that of the
+bytes themselves where pixels are discretised, and of dequantised ones under a heading of its own where they are not.
++- is the standard error of the mean over faces, or, where a system was trained with several seeds, the standard
+deviation over them. A flow's bound and a Parzen estimate take long and say how long; one that was interrupted goes on
 where it stopped, with the same command."""
 
+FLOW_FACES = 200  # of a flow's bound on a CPU, where a face of 64x64 takes about half a second
+FLOW_BATCH = {"cpu": 10}  # faces of it at once, between two records of what is done
+PACE_SAMPLES = 20  # of a flow, by which the time of its Parzen estimate is estimated beforehand
 SIGMA_FACES = 50  # validation faces on which a Parzen window's sigma is chosen
 PARZEN_SAMPLES = {"cpu": 1000}  # a GPU or TPU takes 10,000, the convention; 2 CPU cores would take hours for it
 
@@ -71,7 +80,10 @@ class Arguments:
     intensities: tuple[float, ...] = editing.INTENSITIES
     """Of the edits: how often the difference that a label makes is applied."""
     editing: bool = False
-    """Instead: do edits of faces show, do they keep the rest, and are attributes told rightly. Needs the classifier."""
+    """Instead: do edits of faces show, do they keep the rest, and are attributes inferred rightly. Needs the
+    classifier."""
+    attributes: str = ""
+    """Only edits of these attributes, with commas between; empty: of all that the classifier sees."""
     run: str = ""
     """One run's folder, a compact file, or the name of a model that comes with the package; empty: the newest finished
     run of each model, with its other seeds."""
@@ -87,10 +99,17 @@ class Arguments:
     """Which faces. Choose on validation, report on test."""
     limit: int = 100
     """Faces whose Parzen figure is taken, or that are edited, spread over the split; the bounds take all of it."""
+    bound_faces: int = 0
+    """Faces on which a flow's bound is taken, spread over the split; 0: all of them on a GPU, 200 on a CPU."""
+    steps: int = STEPS
+    """Of a flow's solver; their error is measured and printed."""
+    guidance: float = 0.0
+    """Scale of the guidance under which a CMMA's flow makes the faces that the classifier, the embedding and the
+    detector look at; 1: none; 0: as shipped. No likelihood and no Parzen estimate is guided."""
     samples: int = 0
     """Parzen windows a face, N; 0: 1,000 on a CPU, 10,000 on a GPU."""
     iwae: int = 50
-    """Samples of z a face in the importance-weighted bound, K."""
+    """Samples of z a face in the importance-weighted bound, K, of models without a flow."""
     classifier: str = ""
     """The attribute classifier's file; empty: <runs_dir>/classifier-<dataset>/classifier.msgpack if it is there."""
     unfinished: bool = False
@@ -104,9 +123,13 @@ class Arguments:
     attributes; faces at the prior's mean for the attributes; random samples for them."""
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 1), ("samples", 0), ("iwae", 1), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("limit", 1), ("samples", 0), ("iwae", 1), ("batch_size", 1), ("seed", 0), ("steps", 1),
+                            ("bound_faces", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name}={getattr(self, name)} is out of range; give {least} or more")
+        if not 0 <= self.guidance < math.inf:
+            raise InputError(f"--guidance={self.guidance} is out of range; give a finite number above 0, 1 for none, "
+                             "or 0 for what is shipped")
         if not all(0 < intensity < math.inf for intensity in self.intensities):
             raise InputError(f"--intensities={self.intensities} are out of range; give numbers above 0")
 
@@ -129,22 +152,27 @@ def evaluate(arguments: Arguments) -> None:
           + (f"; Parzen: N = {samples:,}, {min(arguments.limit, faces.size)} faces, sigma chosen on "
              f"{min(SIGMA_FACES, data.validation.size)} validation faces" if arguments.parzen else ""), flush=True)
     results: dict[str, list[table.Figures]] = {}
+    notes: dict[str, str] = {}
     for path in paths:
         run = first if path == paths[0] else load_run(path, arguments.unfinished)
         check_data(run, data)
         print(f"{run.system}: {path}, seed {run.config.seed}, step {run.step}, {run.epoch} epochs", flush=True)
-        results.setdefault(run.system, []).append(measure(run, data, faces, arguments, samples, tools))
+        results.setdefault(run.system, []).append(measure(run, data, faces, arguments, samples, tools, notes))
         if arguments.picture and len(paths) == 1:
             pictures.save_picture(pictures.progress(run.model, run.params, faces), pathlib.Path(arguments.picture))
     rows = {system: table.over_seeds(several) for system, several in results.items()}
     if arguments.parzen:
         rows |= measure_baselines(data, faces, arguments, samples)
         rows["real faces"] = {"diversity": (1.0, None)} | look(faces.x / np.float32(255), faces, tools, real=True)
-    heading = (f"{data.spec.dataset}, {arguments.split}, {faces.size:,} faces; nats a face, pixels in [0, 1]; "
+    heading = (f"{data.spec.dataset}, {arguments.split}, {faces.size:,} faces; likelihoods in nats a face, pixels in "
+               "[0, 1], log P + D ln 255 where they are discretised, unguided; "
                f"importance-weighted with K = {arguments.iwae}"
                + (f"; Parzen with N = {samples:,} on {min(arguments.limit, faces.size)} faces" if arguments.parzen
                   else ""))
-    write(rows, heading, "results", data, arguments)
+    if notes:
+        notes[""] = ("No importance-weighted bound of a flow: the noise of its estimated density would be a bias "
+                     "inside the logarithm.")
+    write(rows, "\n\n".join([heading, *notes.values()]), "results", data, arguments)
 
 
 def write(rows: dict[str, table.Figures], heading: str, name: str, data: Dataset, arguments: Arguments) -> None:
@@ -159,19 +187,21 @@ def write(rows: dict[str, table.Figures], heading: str, name: str, data: Dataset
 
 
 def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Arguments) -> None:
-    """Measures edits by the first seed of each model that looks at faces and attributes, and attributes as told."""
-    first = {run.system: run for run in reversed(runs) if run.config.model in ("cmma", "cvae")
-             and (arguments.run or affordable(run, "edits (--run=DIR takes them all the same)"))}
+    """Measures edits by the first seed of each model that looks at faces and attributes, and attributes as inferred."""
+    named = bool(arguments.run or arguments.model)  # a VAE's edits change nothing, and are measured when it is named
+    first = {run.system: run for run in reversed(runs)
+             if run.model.posterior and (named or run.config.model != "vae")}
     if not first:
         raise InputError("edits need a CMMA or a CVAE; train one: python -m cmma_jax train --model=cmma")
     tools = find_tools(arguments, data, faces)
     if tools.classifier is None:
         raise InputError("edits are measured by a classifier; make one: "
                          f"{COMMAND} --dataset={data.spec.dataset}")
+    columns = edited_columns(arguments.attributes, data, tools.classifier)
     few = spread(faces, arguments.limit)
     identity: tuple[editing.Embed, np.ndarray, float] | tuple[()] = ()
     rows: dict[str, table.Figures] = {}
-    told: dict[str, table.Figures] = {}
+    inferred: dict[str, table.Figures] = {}
     pairs: dict[str, table.Figures] = {}
     if tools.embedded is not None:
         threshold = float("nan")
@@ -181,69 +211,143 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
     for system, run in reversed(first.items()):
         check_data(run, data)
         model = FaceModel(run)
-        for intensity, literal in [(intensity, False) for intensity in arguments.intensities] + [(1.0, True)]:
+        ways = [(intensity, False) for intensity in arguments.intensities]
+        if run.model.velocity is None:  # the paper's step 2 is one of a Gaussian prior
+            ways.append((1.0, True))
+        for intensity, literal in ways:
             name = f"{system}, {'literal, ' if literal else ''}intensity {intensity:g}"
-            rows[name] = editing.measure_edits(model, tools.classifier, few, intensity, literal, *identity)
+            rows[name] = editing.measure_edits(model, tools.classifier, few, columns, intensity, literal, *identity)
         if run.model.attributes:
             for steps, more in ((0, ""), (3, ", 3 steps")):
-                tell = functools.partial(editing.told, model, steps=steps)
-                told[f"{system}, q(y|z){more}"] = editing.measure_told(tell, tools.classifier.visible, data)
-    if told:
-        tell = functools.partial(predict, tools.classifier)
-        told["the classifier"] = editing.measure_told(tell, tools.classifier.visible, data)
+                infer = functools.partial(editing.inferred, model, steps=steps)
+                inferred[f"{system}, q(y|z){more}"] = editing.measure_inferred(infer, tools.classifier.visible, data)
+    if inferred:
+        infer = functools.partial(predict, tools.classifier)
+        inferred["the classifier"] = editing.measure_inferred(infer, tools.classifier.visible, data)
     rows |= editing.at_equal(rows, "identity" if identity else "moved") | pairs
-    write(rows, f"edits of {few.size} faces of {data.spec.dataset}, {arguments.split}; "
-          f"{tools.classifier.visible.sum()} attributes, one after another, details kept", "editing", data, arguments)
-    if told:
-        write(told, f"attributes told from {data.test.size:,} test faces of {data.spec.dataset}, mean of those that "
-              "the classifier sees", "inference", data, arguments)
+    write(rows, f"edits of {few.size} faces of {data.spec.dataset}, {arguments.split}; {len(columns)} attributes, one "
+          "after another, details kept", "editing", data, arguments)
+    if inferred:
+        write(inferred, f"attributes inferred from {data.test.size:,} test faces of {data.spec.dataset}, mean of those "
+              "that the classifier sees", "inference", data, arguments)
+
+
+def edited_columns(names: str, data: Dataset, classifier: Classifier) -> np.ndarray:
+    """Returns the numbers of the attributes to be edited: those named, with commas between, or all visible ones.
+
+    Raises:
+      InputError: there is no attribute of that name, or the classifier does not see it.
+    """
+    if not names:
+        return np.flatnonzero(classifier.visible)
+    columns = np.asarray([Attributes(data.spec).find(name.strip()) for name in names.split(",")])
+    for column in columns:
+        if not classifier.visible[column]:
+            raise InputError(f"--attributes={names}: the classifier does not see {data.spec.attributes[column]} (AUC "
+                             f"{classifier.auc[column]:.2f}, below {VISIBLE_AUC}), nor so whether an edit shows; leave "
+                             "it out")
+    return columns
 
 
 def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples: int,
-            tools: Tools) -> table.Figures:
-    """Returns a run's figures: {name: (value, error)}."""
+            tools: Tools, notes: dict[str, str]) -> table.Figures:
+    """Returns a run's figures: {name: (value, error)}; adds to notes what is to be said of a flow's."""
     found: table.Figures = {"parameters": (count_parameters(run.params), None)}
+    guidance = guidance_of(run, arguments)
+    if run.model.velocity:
+        few = bound_faces(faces, arguments)
+        error = flows.solver_error(run.model, run.params, faces, arguments.steps, arguments.seed)
+        notes[run.system] = (f"{run.system}: p(z|y) is a flow of {error}; its bound on {few.size:,} of the "
+                             f"{faces.size:,} faces, the trace estimated without bias; random faces "
+                             + (f"at guidance {guidance:g}." if guidance else "unguided."))
+        print(notes[run.system], flush=True)
+        found |= {"solver_pixels": (error.pixels, None), "solver_nats": (error.nats, None),
+                  "steps": (error.steps, None), "bound_faces": (few.size, None)}
     if run.model.posterior:
-        exact = variational_bound(run.model, run.params, faces, arguments.seed)
-        smooth = variational_bound(run.model, run.params, faces, arguments.seed, as_pixels=dequantised_pixels)
-        scale = bits_per_dimension(0.0, 1) - bits_per_dimension(1.0, 1)  # bits a nat
-        found |= {"bound": (exact["bound"], exact["bound_stderr"]),
-                  "reconstruction": (exact["reconstruction"], None), "kl": (exact["kl"], None),
-                  "bits_per_dim": (bits_per_dimension(smooth["bound"], data.spec.dimensions),
-                                   scale * smooth["bound_stderr"] / data.spec.dimensions),
-                  "active_latents": (exact["active_latents"], None)}
-        if affordable(run, "the importance-weighted bound"):
-            weighted = importance_weighted(run.model, run.params, faces, arguments.iwae, arguments.seed)
-            found |= {"iwae": (weighted["iwae"], weighted["iwae_stderr"])}
+        found |= measure_bound(run, faces, arguments)
     if not arguments.parzen:
         return found
     few = spread(faces, arguments.limit)
-    made, real = generated_faces(run.model, run.params, faces, arguments.seed), faces.x / np.float32(255)
-    found |= {"diversity": (diversity(made, real), None)}
-    if arguments.samples or affordable(run, "the Parzen estimate (--samples=N takes it all the same)"):
-        sampler = model_sampler(run.model, run.params, conditional=run.config.model != "vae")
-        found |= measure_parzen(sampler, data, few, arguments, samples, run)
+    made = generated_faces(run.model, run.params, faces, arguments.seed, guidance=guidance, steps=arguments.steps)
+    found |= {"diversity": (diversity(made, faces.x / np.float32(255)), None)}
+    sampler = model_sampler(run.model, run.params, run.config.model != "vae", arguments.steps)
+    found |= measure_parzen(sampler, data, few, arguments, samples, run)
     return found | look(made, faces, tools)
 
 
-def affordable(run: Run, what: str) -> bool:
-    """Returns whether a figure that needs many passes through the prior is had in minutes; says so if not."""
-    if run.model.velocity is None or jax.default_backend() != "cpu":
-        return True
-    print(f"left out: {what} of a flow prior, which takes hours on a CPU")
-    return False
+def guidance_of(run: Run, arguments: Arguments) -> float | None:
+    """Returns the scale that a run's random faces are guided by; None: its prior is no flow, or ignores attributes."""
+    guidance = arguments.guidance or GUIDANCE
+    return guidance if run.model.velocity and run.config.model == "cmma" and guidance != 1 else None
+
+
+def bound_faces(faces: Faces, arguments: Arguments) -> Faces:
+    """Returns the faces on which a flow's bound is taken."""
+    count = arguments.bound_faces or (FLOW_FACES if jax.default_backend() == "cpu" else faces.size)
+    return faces if count >= faces.size else spread(faces, count)
+
+
+def measure_bound(run: Run, faces: Faces, arguments: Arguments) -> table.Figures:
+    """Returns a run's bound and its parts; a flow's is kept beside it, batch by batch, for a second call to go on."""
+    model, params, seed = run.model, run.params, arguments.seed
+    how: dict[str, Any]
+    if model.velocity:
+        faces = bound_faces(faces, arguments)
+        size = min(FLOW_BATCH.get(jax.default_backend(), 100), faces.size)
+        save = record(run, arguments, f"steps{arguments.steps}-faces{faces.size}-batch{size}")
+        save, smooth = (save and save.with_name(f"{kind}-{save.name}.jsonl") for kind in ("bound", "dequantised"))
+        todo = sum(-(-faces.size // size) - len(read_lines(path)) for path in ([save] if model.discrete
+                                                                                else [save, smooth]))
+        if todo:
+            batch = spread(faces, size)
+            took = flows.seconds(lambda: variational_bound(model, params, batch, seed, size, steps=arguments.steps))
+            print(f"{run.system}: its bound takes about {flows.in_words(todo * took)} (--bound_faces=N)", flush=True)
+        how = {"batch_size": size, "steps": arguments.steps, "save": save, "progress": f"{run.system}, bound"}
+    else:
+        how, smooth = {}, None
+    exact = variational_bound(model, params, faces, seed, **how)
+    found: table.Figures = {"bound": (exact["bound"], exact["bound_stderr"]),
+                            "reconstruction": (exact["reconstruction"], None), "kl": (exact["kl"], None),
+                            "active_latents": (exact["active_latents"], None)}
+    if model.discrete:
+        found["bits_per_dim"] = (exact["bits_per_dim"], exact["bits_per_dim_stderr"])
+    else:
+        found["bits_per_dim_dequantised"] = dequantised_bits(model, params, faces, seed, **how | {"save": smooth})
+    if not model.velocity:
+        weighted = importance_weighted(model, params, faces, arguments.iwae, seed)
+        found["iwae"] = (weighted["iwae"], weighted["iwae_stderr"])
+    return found
+
+
+def record(run: Run, arguments: Arguments, what: str) -> pathlib.Path | None:
+    """Returns where a figure of a run is kept as far as it is done: beside it, named for what it depends on, among it
+    the weights' checksum, for a run may be trained again in its folder; None: a compact file has no folder.
+    """
+    if not run.path.is_dir():
+        return None
+    checksum = 0
+    for leaf in jax.tree.leaves(run.params):
+        checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
+    folder = run.path / "evaluation"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{what}-{arguments.split}-seed{arguments.seed}-weights{checksum:08x}"
 
 
 def measure_parzen(sampler: Sampler, data: Dataset, few: Faces, arguments: Arguments, samples: int,
                    run: Run | None = None, name: str = "") -> table.Figures:
     """Returns a Parzen figure; a run's is kept beside it, face by face, so that a second call goes on."""
-    save = None
-    if run and run.path.is_dir():
-        save = run.path / "evaluation" / (f"parzen-{arguments.split}-step{run.step}-N{samples}-faces{few.size}"
-                                          f"-seed{arguments.seed}")
-        save.parent.mkdir(exist_ok=True)
-    found = parzen(sampler, spread(data.validation, SIGMA_FACES), few, samples, arguments.seed, arguments.batch_size,
-                   save, run.system if run else name)
+    chosen = spread(data.validation, SIGMA_FACES)
+    save = record(run, arguments, f"parzen-steps{arguments.steps}-N{samples}-faces{few.size}") if run else None
+    if run and run.model.velocity:
+        keys, count = row_keys(0, np.arange(PACE_SAMPLES)), chosen.size + few.size
+        y, mask = (np.repeat(a[:1], PACE_SAMPLES, 0) for a in few[1:])
+        sets = count - sum(len(read_lines(path)) for path in files(save)) if sampler.conditional else 2
+        sample = jax.jit(sampler.sample)
+        took = flows.seconds(lambda: sample(sampler.params, keys, y, mask)) / PACE_SAMPLES
+        print(f"{run.system}: its Parzen estimate takes about {flows.in_words(sets * samples * took)} (--samples=N, "
+              "--limit=N)", flush=True)
+    found = parzen(sampler, chosen, few, samples, arguments.seed, arguments.batch_size, save,
+                   run.system if run else name)
     return {"parzen": (found["parzen"], found["parzen_stderr"]), "parzen_sigma": (found["parzen_sigma"], None),
             "parzen_samples": (samples, None), "parzen_faces": (few.size, None)}
 
@@ -293,9 +397,9 @@ def look(x: np.ndarray, faces: Faces, tools: Tools, real: bool = False) -> table
     """Returns what the tools say of faces x made for the attributes of a set, or of that set itself."""
     found: table.Figures = {}
     if tools.classifier:
-        said = scores(tools.classifier, x, faces.y, faces.mask)
-        found |= {name: (said[name], said[f"{name}_stderr"]) for name in ("accuracy", "cosine")}
-        found |= {f"accuracy {name}": (value, None) for name, value in said["per_attribute"].items()}
+        scored = scores(tools.classifier, x, faces.y, faces.mask)
+        found |= {name: (scored[name], scored[f"{name}_stderr"]) for name in ("accuracy", "cosine")}
+        found |= {f"accuracy {name}": (value, None) for name, value in scored["per_attribute"].items()}
     if tools.embedded is not None:
         # Halves for all: a Frechet distance falls with the number of faces, and the floor is that of two halves.
         if real:

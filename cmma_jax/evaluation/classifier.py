@@ -1,6 +1,6 @@
 """An attribute classifier of faces, trained on real ones alone.
 
-It tells whether a face shows the attributes that were asked for. Its figures on real test faces are the ceiling
+It predicts whether a face shows the attributes that were asked for. Its figures on real test faces are the ceiling
 of those on generated ones: what it gets wrong there is the labels' or its own fault.
 """
 
@@ -23,11 +23,11 @@ from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation.classification import aucs, best_threshold, mean_known
 from cmma_jax.models.distributions import Bernoulli, split_each
-from cmma_jax.models.networks import STAGES, Conv
+from cmma_jax.models.networks import HE_NORMAL, STAGES
 from cmma_jax.models.spec import Spec
 from cmma_jax.training import parallel
 from cmma_jax.training.config import Config
-from cmma_jax.training.step import TrainState, fit, make_optimizer, make_run, make_step
+from cmma_jax.training.step import begin, fit, make_optimizer, make_run, make_step
 
 FILE = "classifier.msgpack"
 COMMAND = "python -m cmma_jax classifier"
@@ -109,7 +109,8 @@ class ClassifierNetwork(nn.Module):
         """x: [B, H, W, 3] in [0, 1]; keep: [B, hidden], factors on the dense layer's units -> [B, A]."""
         features = 4 * x - 2  # about centred, deviation about 1
         for stage in range(STAGES):
-            features = nn.relu(Conv(self.width * 2**stage, name=f"conv{stage}")(features))
+            features = nn.relu(nn.Conv(self.width * 2**stage, (4, 4), (2, 2), kernel_init=HE_NORMAL,
+                                       name=f"conv{stage}")(features))
         features = nn.relu(nn.Dense(self.hidden, name="dense")(features.reshape(len(x), -1)))
         return nn.Dense(self.attributes, name="logits")(features * keep)
 
@@ -159,20 +160,19 @@ def train_classifier(data: Dataset, settings: Settings) -> Classifier:
     loss = make_classifier_loss(network, settings.dropout)
     step = make_step(loss, optimizer, settings.seed, settings.batch_size, True, placement)
     x, y, mask = data.validation.x / np.float32(255), data.validation.y, data.validation.mask
-    best, best_auc, said = params, -math.inf, ""
+    best, best_auc, validated = params, -math.inf, ""
     with tqdm(total=steps * settings.batch_size * settings.epochs, unit=" faces", dynamic_ncols=True) as bar:
-        for now, means in fit(make_run(step, placement), TrainState(jnp.int32(0), params, optimizer.init(params)),
-                              data.train, placement, settings.seed, settings.batch_size, settings.epochs,
-                              STEPS_PER_CALL):
-            bar.set_postfix_str(f"loss {means['loss'].mean():.4f}{said}", refresh=False)
+        for now, means in fit(make_run(step, placement), begin(params, optimizer), data.train, placement,
+                              settings.seed, settings.batch_size, settings.epochs, STEPS_PER_CALL):
+            bar.set_postfix_str(f"loss {means['loss'].mean():.4f}{validated}", refresh=False)
             bar.update(len(means["loss"]) * settings.batch_size)
             if int(now.step) % steps:
                 continue
             mean_auc = mean_known(aucs(_probabilities(now.params, x), y, mask))
             if mean_auc > best_auc:
                 best, best_auc = jax.tree.map(np.array, now.params), mean_auc  # copied: the state is donated
-            said = f", validation AUC {mean_auc:.4f} (best {best_auc:.4f})"
-            bar.set_postfix_str(f"loss {means['loss'].mean():.4f}{said}")
+            validated = f", validation AUC {mean_auc:.4f} (best {best_auc:.4f})"
+            bar.set_postfix_str(f"loss {means['loss'].mean():.4f}{validated}")
     p = _probabilities(best, x)
     auc = aucs(p, y, mask)
     thresholds = [best_threshold(p[mask[:, a], a], y[mask[:, a], a] > 0) for a in range(y.shape[1])]

@@ -6,18 +6,19 @@ import numpy as np
 
 from cmma_jax.data.dataset import Faces
 from cmma_jax.models.distributions import row_keys
+from cmma_jax.models.flow import STEPS
 from cmma_jax.models.model import Model, Params
 from cmma_jax.sampling.faces import generate, in_batches, reconstruct
 
 
 def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0, temperature: float = 1.0,
-                    guidance: float | None = None) -> np.ndarray:
+                    guidance: float | None = None, steps: int = STEPS) -> np.ndarray:
     """Returns a random face for the attributes of each of N faces: [N, H, W, 3] in [0, 1].
 
-    A face's noise comes from the seed and its row alone; temperature and guidance as of `faces.generate`.
+    A face's noise comes from the seed and its row alone; temperature, guidance and steps as of `faces.generate`.
     """
     def make(rows, y, mask):
-        return generate(model, params, row_keys(seed, rows), y, mask, temperature, guidance)
+        return generate(model, params, row_keys(seed, rows), y, mask, temperature, guidance, steps=steps)
 
     return in_batches(make, np.arange(faces.size), faces.y, faces.mask)
 

@@ -1,8 +1,9 @@
-"""Edits and told attributes, measured on faces whose attributes are known.
+"""Edits and inferred attributes, measured on faces whose attributes are known.
 
 An edit sets an attribute of a face that lacks it, or resets one that a face has, all else as it is. Five questions
-are asked of it: does the classifier see the change; how far do its other attributes move; does the reverse edit lead
-back; does an edit that changes nothing change nothing; and is it still the same person.
+are asked of it: does the classifier see the change (effectiveness); how far do its other attributes move; does the
+reverse edit lead back (reversibility); does an edit that changes nothing change nothing (composition; Monteiro et al.
+2023); and is it still the same person.
 """
 
 import math
@@ -12,37 +13,40 @@ import numpy as np
 from tqdm import tqdm
 
 from cmma_jax.data.dataset import Dataset, Faces
-from cmma_jax.evaluation.classification import aucs, best_threshold, calibration_error
+from cmma_jax.evaluation.classification import aucs, best_threshold, calibration_error, mean_known
 from cmma_jax.evaluation.classifier import Classifier, predict
 from cmma_jax.evaluation.table import Figures
 from cmma_jax.sampling.attributes import Attributes
 from cmma_jax.sampling.face_model import FaceModel
 
-INTENSITIES = (1.0, 2.0, 3.0, 4.0)
+INTENSITIES = (1.0,)
 IDENTITY_FACES = 3  # for each attribute, other ones each time: an embedding costs as much as a hundred edits
 PAIRS = 500  # of two real faces of one person, and of two persons
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
 
-def measure_edits(model: FaceModel, classifier: Classifier, faces: Faces, intensity: float, literal: bool = False,
-                  embed: Embed | None = None, start: np.ndarray | None = None,
+def measure_edits(model: FaceModel, classifier: Classifier, faces: Faces, columns: np.ndarray, intensity: float,
+                  literal: bool = False, embed: Embed | None = None, start: np.ndarray | None = None,
                   same_person: float = math.nan) -> Figures:
-    """Returns figures of edits with details kept, each visible attribute in turn: {name: (value, error)}.
+    """Returns figures of edits with details kept, some attributes in turn: {name: (value, error)}.
 
     Keys:
-      flips: share of the edits that the classifier sees, of faces of which it was right before: the mean over
-        attributes, and over set and reset, with its standard error over faces; set, reset: for each of the two.
+      flips: effectiveness, the share of the edits that the classifier sees, of faces of which it was right before: the
+        mean over attributes, and over set and reset, with its standard error over faces; set, reset: for each of the
+        two.
       others: mean absolute change of the classifier's probability of the visible attributes that were not to change.
-      moved: root mean squared change of a pixel; back: the same after the edit and its reverse.
-      empty, empty_kept: of an edit that changes nothing, without and with details kept; the latter the largest change.
+      moved: root mean squared change of a pixel; back: reversibility, the same after the edit and its reverse.
+      empty, empty_kept: composition, of an edit that changes nothing, without and with details kept; the latter the
+        largest change.
       identity: mean cosine between the embeddings of a face before and after; kept: share of the edits whose cosine is
         above `same_person`.
 
     Args:
-      model: a CMMA or a CVAE.
+      model: one that looks at faces.
       classifier: of the same attributes.
       faces: to be edited.
+      columns: numbers of the attributes to be edited, which the classifier sees.
       intensity, literal: of the edits.
       embed: [N, H, W, 3] -> [N, d]; without it identity is left out.
       start: [N, d], the embeddings of the faces.
@@ -53,7 +57,7 @@ def measure_edits(model: FaceModel, classifier: Classifier, faces: Faces, intens
     rates: dict[int, list[float]] = {0: [], 1: []}
     influence = np.zeros(len(x))
     others, squares, squares_back, cosines = [], [], [], []
-    for column in tqdm(visible, desc=f"{model.run.system}, intensity {intensity:g}", unit=" attributes"):
+    for column in tqdm(columns, desc=f"{model.run.system}, intensity {intensity:g}", unit=" attributes"):
         new_y, new_mask = faces.y.copy(), faces.mask.copy()
         for wanted in (0, 1):
             rows = faces.y[:, column] == 1 - wanted
@@ -79,14 +83,16 @@ def measure_edits(model: FaceModel, classifier: Classifier, faces: Faces, intens
         if embed and start is not None:
             few = np.arange(column, column + IDENTITY_FACES) % len(x)
             cosines.append(_cosines(embed(edited[few]), start[few]))
-    cells = len(rates[0]) + len(rates[1])
-    found = {"flips": (sum(map(sum, rates.values())) / cells, float(np.sqrt(np.square(influence / cells).sum()))),
-             "set": (float(np.mean(rates[1])), None), "reset": (float(np.mean(rates[0])), None),
+    cells = [*rates[0], *rates[1]]
+    error = float(np.sqrt(np.square(influence / max(len(cells), 1)).sum()))
+    found = {"flips": (mean_known(np.asarray(cells)), error), "set": (mean_known(np.asarray(rates[1])), None),
+             "reset": (mean_known(np.asarray(rates[0])), None),
              "others": (float(np.mean(others)), None), "moved": (math.sqrt(np.mean(squares)), None),
              "back": (math.sqrt(np.mean(squares_back)), None)}
     same = (x, faces.y, faces.mask, faces.y, faces.mask)
-    found |= {"empty": (math.sqrt(np.square(model.edit_encoded(*same) - x).mean()), None),
-              "empty_kept": (float(np.abs(model.edit_encoded(*same, keep_detail=True) - x).max()), None)}
+    empty, kept_empty = (model.edit_encoded(*same, keep_detail=kept) - x for kept in (False, True))
+    found |= {"empty": (math.sqrt(np.square(empty).mean()), None),
+              "empty_kept": (float(np.abs(kept_empty).max()), None)}
     if embed:
         found |= {"identity": (float(np.mean(cosines)), None),
                   "kept": (float(np.mean(np.concatenate(cosines) > same_person)), None)}
@@ -109,17 +115,17 @@ def real_pairs(embedded: np.ndarray, people: tuple[str, ...], seed: int = 0) -> 
             for name, rows in (("two faces of one person", same), ("faces of two persons", ~same))}, threshold
 
 
-def measure_told(tell: Callable[[np.ndarray], np.ndarray], visible: np.ndarray, data: Dataset) -> Figures:
-    """Returns how well attributes are told from test faces: balanced accuracy, AUC and calibration error.
+def measure_inferred(infer: Callable[[np.ndarray], np.ndarray], visible: np.ndarray, data: Dataset) -> Figures:
+    """Returns how well attributes are inferred from test faces: balanced accuracy, AUC and calibration error.
 
     The threshold is that of the best balanced accuracy on the validation faces.
 
     Args:
-      tell: [N, H, W, 3] -> [N, A] probabilities; q(y|z) or the classifier.
+      infer: [N, H, W, 3] -> [N, A] probabilities; q(y|z) or the classifier.
       visible: [A] bool, the attributes over which is averaged.
       data: faces with their attributes.
     """
-    chosen, p = (tell(part.x / np.float32(255)) for part in (data.validation, data.test))
+    chosen, p = (infer(part.x / np.float32(255)) for part in (data.validation, data.test))
     y, mask, rates = data.test.y, data.test.mask, []
     for column in np.flatnonzero(visible):
         known = data.validation.mask[:, column]
@@ -133,7 +139,7 @@ def measure_told(tell: Callable[[np.ndarray], np.ndarray], visible: np.ndarray, 
             "ece": (calibration_error(p[known], y[known] > 0), None)}
 
 
-def told(model: FaceModel, x: np.ndarray, steps: int = 0) -> np.ndarray:
+def inferred(model: FaceModel, x: np.ndarray, steps: int = 0) -> np.ndarray:
     """Returns the probabilities [N, A] that a model's q(y|z) gives to faces x; steps: of the chain."""
     return np.stack([mean for mean, _ in model.infer_attributes(x, steps=steps).values()], -1)
 

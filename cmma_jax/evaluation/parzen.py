@@ -7,7 +7,6 @@ The figure rewards samples near the mean and is reported for parity with the pap
 
 import contextlib
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -19,9 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from cmma_jax.data.dataset import Faces, pixels
+from cmma_jax.data.files import add_lines, read_lines
 from cmma_jax.errors import InputError
 from cmma_jax.models.distributions import LOG_2PI
-from cmma_jax.models.flow import draw
+from cmma_jax.models.flow import STEPS, draw
 from cmma_jax.models.model import Model, Params
 from cmma_jax.training import parallel
 
@@ -44,16 +44,17 @@ class Sampler(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)  # one function a model, so that jit compiles it once
-def _sample(model: Model) -> Callable[..., jax.Array]:
+def _sample(model: Model, steps: int) -> Callable[..., jax.Array]:
     def sample(params: Params, keys: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
-        return model.likelihood(params, draw(model, params, keys, y, mask), y, mask).mean
+        return model.likelihood(params, draw(model, params, keys, y, mask, steps=steps), y, mask).mean
 
     return sample
 
 
-def model_sampler(model: Model, params: Params, conditional: bool = True) -> Sampler:
-    """Returns a model's samples: decoder means, not clipped, at z from its prior."""
-    return Sampler(_sample(model), params, conditional)
+def model_sampler(model: Model, params: Params, conditional: bool = True, steps: int = STEPS) -> Sampler:
+    """Returns a model's samples: decoder means, not clipped, at z from its prior, unguided; steps: of a flow's solver.
+    """
+    return Sampler(_sample(model, steps), params, conditional)
 
 
 def parzen_log_likelihood(sampler: Sampler, faces: Faces, samples: int, sigmas: np.ndarray, seed: int = 0,
@@ -78,7 +79,7 @@ def parzen_log_likelihood(sampler: Sampler, faces: Faces, samples: int, sigmas: 
     """
     if samples < 1:
         raise InputError(f"--samples={samples}: a Parzen window needs at least 1 sample")
-    done = {row: values for row, values in _read(save).items() if values.shape == sigmas.shape}
+    done = _read(save, len(sigmas))
     key, sigmas32 = jax.random.key(seed), jnp.asarray(sigmas, jnp.float32)
     devices = jax.local_device_count() if sampler.conditional else 1
     run = _compiled(sampler.sample, sampler.conditional, chunk, devices)
@@ -99,9 +100,7 @@ def parzen_log_likelihood(sampler: Sampler, faces: Faces, samples: int, sigmas: 
                 raise InputError("too little memory for the Parzen estimate; give a smaller --batch_size, or "
                                  "a smaller --limit") from error
             new = dict(zip(group, np.asarray(values, np.float64), strict=False))
-            if save:
-                with save.open("a") as file:
-                    file.writelines(json.dumps([i, v.tolist()]) + "\n" for i, v in new.items())
+            add_lines(save, {i: v.tolist() for i, v in new.items()})
             done |= new
             bar.update(len(group))
     return np.stack([done[i] for i in range(faces.size)])
@@ -129,7 +128,7 @@ def parzen(sampler: Sampler, validation: Faces, faces: Faces, samples: int, seed
 
     Keys: parzen, parzen_stderr (standard error of the mean over faces), parzen_sigma, parzen_samples, parzen_faces.
     """
-    paths = [save and save.with_name(f"{save.name}-{part}.jsonl") for part in ("validation", "faces")]
+    paths = files(save)
     curve = parzen_log_likelihood(sampler, validation, samples, SIGMAS, seed, chunk, paths[0],
                                   progress and f"{progress}, sigma")
     sigma = choose_sigma(curve, SIGMAS)
@@ -140,15 +139,17 @@ def parzen(sampler: Sampler, validation: Faces, faces: Faces, samples: int, seed
             "parzen_samples": samples, "parzen_faces": faces.size}
 
 
-def _read(path: pathlib.Path | None) -> dict[int, np.ndarray]:
-    """Returns the faces that a stopped call had finished; those of a line cut short or damaged are done again."""
+def files(save: pathlib.Path | None) -> list[pathlib.Path | None]:
+    """Returns where `parzen` keeps what it has done: of the faces that sigma is chosen on, and of the others."""
+    return [save and save.with_name(f"{save.name}-{part}.jsonl") for part in ("validation", "faces")]
+
+
+def _read(path: pathlib.Path | None, size: int) -> dict[int, np.ndarray]:
+    """Returns the faces that a stopped call had finished, `size` figures each; others are done again."""
     done = {}
-    if path and path.exists():
-        for line in path.read_text(errors="replace").splitlines(keepends=True):
-            with contextlib.suppress(ValueError, TypeError, OverflowError, RecursionError):
-                row, values = json.loads(line if line.endswith("\n") else "")
-                done[int(row)] = np.asarray(values, np.float64).reshape(-1)
-        path.write_text("".join(json.dumps([i, v.tolist()]) + "\n" for i, v in done.items()))
+    for row, values in read_lines(path).items():
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            done[row] = np.asarray(values, np.float64).reshape(size)
     return done
 
 

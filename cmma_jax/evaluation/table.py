@@ -15,16 +15,17 @@ Figures = dict[str, tuple[float, float | None]]  # figure -> (value, its error o
 COLUMNS = {  # figure: (heading, decimals)
     "bound": ("bound", 0), "iwae": ("importance-weighted", 0), "exact": ("exact log p", 0), "parzen": ("Parzen", 0),
     "parzen_sigma": ("sigma", 3), "kl": ("KL", 0), "reconstruction": ("reconstruction", 0),
-    "bits_per_dim": ("bits/dim", 3), "active_latents": ("active units", 0), "diversity": ("diversity", 2),
+    "bits_per_dim": ("bits/dim", 3), "bits_per_dim_dequantised": ("bits/dim, dequantised", 3),
+    "active_latents": ("active units", 0), "diversity": ("diversity", 2),
     "accuracy": ("accuracy", 3), "cosine": ("cosine", 3),  # of attributes: those asked for, by the classifier
     "fd_dlib": ("FD-dlib", 3), "identities": ("identity diversity", 2), "detected": ("detected", 3),
     "parameters": ("parameters", 0), "seeds": ("seeds", 0),
     # of edits (evaluation.editing)
-    "flips": ("flips the classifier", 3), "set": ("when set", 3), "reset": ("when reset", 3),
-    "others": ("others moved", 4), "moved": ("pixels moved", 4), "back": ("after the reverse", 4),
+    "flips": ("flips (effectiveness)", 3), "set": ("when set", 3), "reset": ("when reset", 3),
+    "others": ("others moved", 4), "moved": ("pixels moved", 4), "back": ("after the reverse (reversibility)", 4),
     "identity": ("identity, cosine", 3), "kept": ("identity kept", 3),
-    "empty": ("empty edit", 4), "empty_kept": ("empty edit, detail kept", 4),
-    # of told attributes
+    "empty": ("empty edit (composition)", 4), "empty_kept": ("empty edit, detail kept", 4),
+    # of inferred attributes
     "auc": ("AUC", 3), "ece": ("calibration error", 3)}
 
 

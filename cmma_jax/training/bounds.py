@@ -1,20 +1,25 @@
 """The variational bound of a whole set of faces, with its standard error."""
 
+import contextlib
 import functools
 import math
+import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from cmma_jax.data.dataset import Faces, pixels
+from cmma_jax.data.files import add_lines, read_lines
 from cmma_jax.errors import InputError
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS
 from cmma_jax.models.model import Model, Params
 from cmma_jax.models.objectives import elbo, importance_weighted_bound, make_flow_loss, summary
 
+TERMS = ("bound", "reconstruction", "kl", "attributes", "attributes_prior")  # as of `summary`
 ACTIVE_NATS = 0.01  # a latent is active where its posterior says more than this beyond its prior, on average
 
 
@@ -35,20 +40,36 @@ def dequantised_pixels(key: jax.Array, x: jax.Array) -> jax.Array:
 
 def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100,
                       as_pixels: Callable[[jax.Array, jax.Array], jax.Array] = exact_pixels,
-                      steps: int = STEPS) -> dict[str, float]:
+                      steps: int = STEPS, save: pathlib.Path | None = None, progress: str = "") -> dict[str, float]:
     """Returns the mean bound over faces, one sample of z each, with its parts, in nats a face.
 
     Keys: bound, bound_stderr (the standard error of the mean over faces), reconstruction, kl, attributes,
     attributes_prior, active_latents, and where p(x|z) is discrete bits_per_dim with bits_per_dim_stderr. A face's noise
-    comes from the seed and its row alone, so the figure does not depend on batch_size beyond rounding. steps: of a
-    flow's solver.
+    comes from the seed and its row alone, so the figure does not depend on batch_size beyond rounding.
+
+    Args:
+      model, params, faces, seed, batch_size: what is measured, by which noise, how many faces at once.
+      as_pixels: ([B] keys, uint8 faces) -> pixels.
+      steps: of a flow's solver.
+      save: a file of JSON lines to which each finished batch goes; a second call with it goes on from there. The caller
+        names in it whatever the result depends on, batch_size too.
+      progress: name on the progress bar; empty: no bar.
     """
+    kept = read_lines(save)
     terms, kl_latents = [], np.zeros(())
-    for rows, inside, batch in _batches(faces, batch_size):
-        part, kl = _batch_terms(model, as_pixels, steps, params, batch, rows, seed)
-        terms.append(jax.tree.map(lambda a, inside=inside: np.asarray(a, np.float64)[inside], part))
-        kl_latents = kl_latents + np.asarray(kl, np.float64)[inside].sum(0)
-    every = {name: np.concatenate([part[name] for part in terms]) for name in terms[0]}
+    with tqdm(total=faces.size, unit=" faces", desc=progress, disable=not progress, dynamic_ncols=True) as bar:
+        for rows, inside, batch in _batches(faces, batch_size):
+            count, number = int(inside.sum()), int(rows[0]) // batch_size
+            found = _kept_batch(kept.get(number), count)
+            if found is None:
+                part, kl = _batch_terms(model, as_pixels, steps, params, batch, rows, seed)
+                found = (np.stack([np.asarray(part[name], np.float64)[inside] for name in TERMS]),
+                         np.asarray(kl, np.float64)[inside].sum(0))
+                add_lines(save, {number: [each.tolist() for each in found]})
+            terms.append(found[0])
+            kl_latents = kl_latents + found[1]
+            bar.update(count)
+    every = dict(zip(TERMS, np.concatenate(terms, 1), strict=True))
     result = {name: float(values.mean()) for name, values in every.items()}
     if model.discrete:
         dimensions = int(np.prod(faces.x.shape[1:]))
@@ -58,9 +79,21 @@ def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0,
                      "active_latents": int((kl_latents / faces.size > ACTIVE_NATS).sum())}
 
 
-def dequantised_bits(model: Model, params: Params, faces: Faces, seed: int = 0) -> tuple[float, float]:
-    """Returns bits a pixel value of dequantised faces, and its standard error: what a density's bound says of bytes."""
-    smooth = variational_bound(model, params, faces, seed, as_pixels=dequantised_pixels)
+def _kept_batch(value: object, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns a batch's terms [T, count] and each latent's KL [J] as a stopped call left them; None: it did not."""
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        terms, kl_latents = (np.asarray(each, np.float64) for each in value)  # type: ignore[attr-defined]
+        if terms.shape == (len(TERMS), count) and kl_latents.ndim == 1:
+            return terms, kl_latents
+    return None
+
+
+def dequantised_bits(model: Model, params: Params, faces: Faces, seed: int = 0, **how) -> tuple[float, float]:
+    """Returns bits a pixel value of dequantised faces, and its standard error: what a density's bound says of bytes.
+
+    how: as of `variational_bound`.
+    """
+    smooth = variational_bound(model, params, faces, seed, as_pixels=dequantised_pixels, **how)
     dimensions = int(np.prod(faces.x.shape[1:]))
     return bits_per_dimension(smooth["bound"], dimensions), smooth["bound_stderr"] / (dimensions * math.log(2))
 
