@@ -1,18 +1,20 @@
 """What benchmarks train, and on what: any network's time is the same on noise, and before training as after it."""
 
-from typing import Any
+import pathlib
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
-from cmma_jax.models.model import cmma
-from cmma_jax.models.objectives import make_loss
+from cmma_jax.models.model import Model, Params, all_params
 from cmma_jax.training import parallel
 from cmma_jax.training.config import Config
-from cmma_jax.training.step import TrainState, make_optimizer, make_run, make_step
+from cmma_jax.training.stages import Stage, Watcher, first_stage, second_stage
+from cmma_jax.training.step import TrainState, begin, make_run, make_step
 
 ATTRIBUTES = 73  # LFW's
+NOBODY = Watcher(print, print, lambda: 0, print, dict)
 
 
 def noise(count: int) -> Faces:
@@ -28,11 +30,22 @@ def as_dataset(train: Faces) -> Dataset:
     return make_dataset("noise", tuple(f"a{i}" for i in range(ATTRIBUTES)), "binary", few, few, few)
 
 
-def default_training(config: Config, data: Dataset, devices: int = 1) -> tuple[Any, TrainState, parallel.Placement]:
-    """Returns what `fit` asks for: the compiled steps, the first state and its placement, as train.py makes them."""
-    model, (optimizer, _) = cmma(config, data.spec), make_optimizer(config, 100)
+def untrained(model: Model) -> Params:
+    """Returns a model's fresh parameters, a flow's among them, on the device."""
+    return jax.jit(lambda key: all_params(model, key))(jax.random.key(0))
+
+
+def training(number: Literal[1, 2], config: Config, data: Dataset, devices: int = 1
+             ) -> tuple[Any, TrainState, parallel.Placement, Stage]:
+    """Returns what `fit` asks for of a run's first or second stage, as train.py makes it, the latter over latents of an
+    untrained autoencoder: the compiled step, the first state, its placement, and the stage.
+    """
+    stage = first_stage(config, data, NOBODY) if number == 1 else second_stage(config, data, pathlib.Path())
+    params = untrained(stage.model)
+    trained = params if number == 1 else {"flow": params.pop("flow")}
     placement = parallel.place(devices, config.parallel, config.batch_size)
-    step = make_step(make_loss(model, config.attribute_dropout, config.attribute_weight), optimizer, config.seed,
-                     config.batch_size, config.mirror, placement)
-    params = jax.jit(model.init)(jax.random.key(0))
-    return make_run(step, placement), TrainState(jax.numpy.int32(0), params, optimizer.init(params)), placement
+    step = make_step(stage.loss, stage.optimizer, config.seed, config.batch_size, config.mirror, placement,
+                     stage.average, stage.number)
+    state = begin(trained, stage.optimizer, stage.average, () if number == 1 else params)
+    # On the host: on the device the average would share the memory of what it is one of.
+    return make_run(step, placement), jax.tree.map(np.array, state), placement, stage
