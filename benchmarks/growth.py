@@ -1,11 +1,12 @@
-"""How time and memory of training grow: with the batch, the number of faces, the latent size and the devices.
+"""How time and memory of training grow: with the batch, the number of faces, the latents and the devices.
 
     python -m benchmarks.growth [--out docs/figures/growth.png]
 
-Each point is a fresh process that trains the default preset on noise of 64x64 with 73 attributes: the median time of
-a step (of an epoch, where the number of faces grows), and the most memory that the process took; one before it fills
-the compilation cache, because compiling takes memory too. One of batch 100, 2,400 faces, 500 latents, 1 device is
-changed at a time. The line is the least-squares fit; for devices none is drawn: those of one CPU share its cores.
+Each point is a fresh process that trains the default's second stage, the flow, or where its latents grow the first, on
+noise of 64x64 with 73 attributes: the median time of a step (of an epoch, where the number of faces grows), and the
+most memory that the process took; one before it fills the compilation cache, because compiling takes memory too. One of
+batch 100, 1,200 faces, 4 channels of latents, 1 device is changed at a time. The line is the least-squares fit; for
+devices none is drawn: those of one CPU share its cores.
 """
 
 import argparse
@@ -20,21 +21,21 @@ import time
 import jax
 import numpy as np
 
-from benchmarks.noise import as_dataset, default_training, noise
+from benchmarks.noise import as_dataset, noise, training
 from cmma_jax.training import parallel
 from cmma_jax.training.config import Config
 from cmma_jax.training.step import fit
 
-BASE = {"batch": 100, "faces": 2_400, "latents": 500, "devices": 1}
-POINTS = {"batch": (25, 50, 100, 200, 400), "faces": (1_200, 2_400, 4_800, 9_600), "latents": (62, 125, 250, 500, 1000),
+BASE = {"batch": 100, "faces": 1_200, "channels": 4, "devices": 1}
+POINTS = {"batch": (25, 50, 100, 200, 400), "faces": (1_200, 2_400, 4_800), "channels": (2, 4, 8, 16),
           "devices": (1, 2, 4)}
-STEPS = 4
+STEPS = 2
 
 
-def measure(batch: int, faces: int, latents: int, devices: int, whole_epoch: bool, warm: bool) -> dict[str, float]:
+def measure(batch: int, faces: int, channels: int, devices: int, grows: str, warm: bool) -> dict[str, float]:
     """Returns {"seconds", "MiB"} of this process; without `warm` nothing but what compiling left in the cache."""
-    train, config = noise(faces), Config(batch_size=batch, latent_size=latents)
-    run, state, placement = default_training(config, as_dataset(train), devices)
+    train, config, whole_epoch = noise(faces), Config(batch_size=batch, latent_channels=channels), grows == "faces"
+    run, state, placement, _ = training(1 if grows == "channels" else 2, config, as_dataset(train), devices)
     calls = fit(run, state, train, placement, 0, batch, 10**6, STEPS)
     next(calls)
     if not warm:
@@ -88,7 +89,7 @@ def main() -> None:
             point = {**BASE, name: value}
             flags = f"--xla_force_host_platform_device_count={point['devices']}"
             for warm in (False, True):
-                asked = json.dumps({**point, "whole_epoch": name == "faces", "warm": warm})
+                asked = json.dumps({**point, "grows": name, "warm": warm})
                 ended = subprocess.run([sys.executable, "-m", "benchmarks.growth", "--one", asked], check=True,
                                        text=True, stdout=subprocess.PIPE, env={**os.environ, "XLA_FLAGS": flags})
             results.setdefault(name, []).append({**point, **json.loads(ended.stdout)})

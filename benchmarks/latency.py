@@ -1,11 +1,12 @@
-"""How long a person waits: for one face, for one edit, and from a process's start to its first face.
+"""How long a person waits: for one face, an edit, a preview, and from a process's start to its first face.
 
-    python -m benchmarks.latency --run RUN [--calls 300] [--starts 7]
+    python -m benchmarks.latency --run RUN [--calls 100] [--preview 4] [--starts 7]
 
-Warm: `FaceModel.generate` of one face and `FaceModel.edit` of one face, first with attributes that q(y|z) must tell and
-then with all of them given, take turns, and each call is timed. Start: a fresh `python -m cmma_jax generate` until it
-has ended, its picture written; one before them fills the compilation cache. Beside the time that passed stands the
-processor time, which other work on the machine stretches less.
+Warm: `FaceModel.generate` of one face and `FaceModel.edit` of one face, the latter with attributes that q(y|z) must
+infer and with all of them given, as they are and as previews while a slider moves, with fewer solver steps, take
+turns, and each call is timed. Start: a fresh `python -m cmma_jax generate` until it has ended, its picture written; one
+before them fills the compilation cache. Beside the time that passed stands the processor time, which other work on the
+machine stretches less.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import cmma_jax
 from cmma_jax.training import parallel
 
 
-def calls(run: str, count: int) -> dict[str, tuple[np.ndarray, float]]:
+def calls(run: str, count: int, preview: int) -> dict[str, tuple[np.ndarray, float]]:
     """Returns {what: ([count] seconds a call, processor seconds a call)}."""
     model = cmma_jax.load(run)
     face = model.generate({}, seed=1)[0]
@@ -32,10 +33,13 @@ def calls(run: str, count: int) -> dict[str, tuple[np.ndarray, float]]:
     changed = model.attributes[0]
     actions = {"one face": lambda i: model.generate({changed: 1}, seed=i),
                "one edit": lambda i: model.edit(face, {changed: 1}),
-               "one edit, attributes given": lambda i: model.edit(face, {changed: 1}, known)}
+               "one edit, attributes given": lambda i: model.edit(face, {changed: 1}, known),
+               f"one face, {preview} steps": lambda i: model.generate({changed: 1}, seed=i, steps=preview),
+               f"one edit, attributes given, {preview} steps": lambda i: model.edit(face, {changed: 1}, known,
+                                                                                     steps=preview)}
     taken: dict[str, list[float]] = {name: [] for name in actions}
     processor = dict.fromkeys(actions, 0.0)
-    for i in range(-10, count):  # the first ten compile and warm up
+    for i in range(-3, count):  # the first three compile and warm up
         for name, action in actions.items():
             began, used = time.perf_counter(), time.process_time()
             action(max(i, 0))
@@ -58,14 +62,15 @@ def start(run: str) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="a finished run's folder")
-    parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--calls", type=int, default=100)
+    parser.add_argument("--preview", type=int, default=4, help="solver steps of a preview")
     parser.add_argument("--starts", type=int, default=7)
     options = parser.parse_args()
     parallel.enable_compilation_cache()
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}; load average before "
           f"{os.getloadavg()[0]:.1f}")
     print("| | p50 | p99 | fastest | processor time a call |\n|---|---|---|---|---|")
-    for name, (seconds, processor) in calls(options.run, options.calls).items():
+    for name, (seconds, processor) in calls(options.run, options.calls, options.preview).items():
         p50, p99 = 1e3 * np.quantile(seconds, (0.5, 0.99))
         print(f"| {name} | {p50:.1f} ms | {p99:.1f} ms | {1e3 * seconds.min():.1f} ms | {1e3 * processor:.1f} ms |")
     start(options.run)

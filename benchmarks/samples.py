@@ -1,10 +1,10 @@
 """What temperature and guidance do to a run's random samples, on validation faces, beside its reconstructions.
 
-    python -m benchmarks.samples --run=runs/cmma-lfw-flow --classifier=runs/classifier-lfw
+    python -m benchmarks.samples --run=runs/cmma-lfw --classifier=runs/classifier-lfw
 
 A row of the table is a random face for the attributes of each of the first --limit validation faces, from the same
-noise in every row, measured as by evaluate.py. The reconstructions' row is the best that any prior could do
-with this decoder; real faces' row is the measures' own floor.
+noise in every row, measured as by evaluate.py; guidance is the scale w, of which 1 is none. The reconstructions' row is
+the best that any prior could do with this decoder; real faces' row is the measures' own floor.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from cmma_jax.evaluation import table
 from cmma_jax.evaluation.diversity import diversity, generated_faces, reconstructed_faces
 from cmma_jax.training.runs import load_data, load_run
 
-ROWS = {"temperature 1": (1.0, None), "temperature 0.85": (0.85, None), "temperature 0.7": (0.7, None),
-        "guidance 1": (1.0, 1.0), "guidance 3": (1.0, 3.0)}
+ROWS = {"guidance 1": (1.0, None), "guidance 1.5": (1.0, 1.5), "guidance 2": (1.0, 2.0), "guidance 3": (1.0, 3.0),
+        "guidance 1, temperature 0.85": (0.85, None), "guidance 1, temperature 0.7": (0.7, None)}
 
 
 def main(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ Tried one setting after another, each at the best of those before it: the learni
 it, the variance of the initial weights. Each trial is a run of train.py in --runs_dir, which goes on if it was
 stopped; its figure is the last epoch's Parzen estimate on 100 validation faces with 50 samples each. A trial whose
 faces differ less than half as much as real ones do has collapsed, which Parzen rewards: it is recorded and not chosen.
-The record goes to --out, and the best values into `cmma_jax.config.paper` by hand.
+The record goes to --out, and the best values into `cmma_jax.training.config.paper` by hand.
 """
 
 import argparse

@@ -6,7 +6,7 @@ First, at LFW's size, a training that has its faces in the device's memory, one 
 one that streams them from memory maps take turns, two calls each a round; the median of a round's ratios is printed.
 Then, for each number of faces, a fresh process writes random ones to memory maps, 12,288 bytes each and 365 for
 73 attributes, and trains on them; its anonymous memory (pages of the maps, which are the kernel's to drop, are not part
-of it) is printed after the first call and at the end. Networks are the default preset's.
+of it) is printed after the first call and at the end. Networks are the default's, in the first stage.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from benchmarks.noise import as_dataset, default_training, noise
+from benchmarks.noise import as_dataset, noise, training
 from cmma_jax.data.dataset import Dataset, Faces
 from cmma_jax.data.disk import _open_map
 from cmma_jax.training import parallel
@@ -44,10 +44,10 @@ def write_maps(folder: pathlib.Path, count: int) -> Faces:
     return Faces(*(_open_map(folder / f"{name}.npy") for name in Faces._fields))
 
 
-def training(faces: Faces, data: Dataset, on_device: bool) -> Iterator[None]:
+def trained(faces: Faces, data: Dataset, on_device: bool) -> Iterator[None]:
     """Trains without end; yields after every call."""
     config = Config()
-    run, state, placement = default_training(config, data)
+    run, state, placement, _ = training(1, config, data)
     for now, _ in fit(run, state, faces, placement, 0, config.batch_size, 10**6, STEPS, on_device):
         jax.block_until_ready(now)
         yield
@@ -63,8 +63,8 @@ def compare(folder: pathlib.Path, rounds: int) -> None:
     """Prints the rates of the three ways at LFW's size."""
     maps = write_maps(folder, LFW)
     memory, data = Faces(*(np.array(a) for a in maps)), as_dataset(maps)
-    ways = {"in the device's memory": training(memory, data, True),
-            "from the host's memory": training(memory, data, False), "from memory maps": training(maps, data, False)}
+    ways = {"in the device's memory": trained(memory, data, True),
+            "from the host's memory": trained(memory, data, False), "from memory maps": trained(maps, data, False)}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-1, rounds):  # the first one compiles
         for name, way in ways.items():
@@ -83,7 +83,7 @@ def grow(folder: pathlib.Path, count: int, calls: int) -> None:
     """Prints one process's memory while it trains on so many faces in memory maps."""
     began = time.perf_counter()
     faces = write_maps(folder, count)
-    written, way = time.perf_counter() - began, training(faces, as_dataset(faces), False)
+    written, way = time.perf_counter() - began, trained(faces, as_dataset(faces), False)
     next(way)
     first, began = anonymous(), time.perf_counter()
     for _ in range(calls):

@@ -2,10 +2,10 @@
 
     python -m benchmarks.web --run RUN [--data_dir DIR] [--clients 20] [--seconds 60] [--pictures docs/figures]
 
-Starts the page as a process of its own on a free port. First one client asks for the face at the prior's mean, again
-and again, as the slider does. Then each of the clients does what a person does: six of ten requests move the slider,
-two ask for eight samples, one changes a face and one has a face looked at; between two requests it waits half a
-second, as long as a person who is quick. --pictures takes the page's pictures with Chromium first.
+Starts the page as a process of its own on a free port. First one client asks for previews of the face at the noise's
+mean, again and again, as the slider does. Then each of the clients does what a person does: six of ten requests move
+the slider, two ask for eight samples, one changes a face and one has a face looked at; between two requests it waits
+half a second, as long as a person who is quick. --pictures takes the page's pictures with Chromium first.
 """
 
 import argparse
@@ -57,7 +57,8 @@ def one_person(port: int, about: dict, seconds: float) -> np.ndarray:
     while time.monotonic() < end:
         began = time.perf_counter()
         status, _ = client.ask("POST", "/api/make", {"model": about["models"][0]["name"], "temperature": 0.0, "n": 1,
-                                                     "attributes": {names[0]: random.uniform(0, 2), names[-1]: 1.0}})
+                                                     "attributes": {names[0]: random.uniform(0, 2), names[-1]: 1.0},
+                                                     "preview": True})
         assert status == 200
         taken.append(time.perf_counter() - began)
     return np.array(taken)
@@ -70,7 +71,7 @@ def person(port: int, about: dict, number: int, end: float, answers: list[tuple[
     time.sleep(rng.uniform(0, PAUSE))
     while time.monotonic() < end:
         wanted, kind = {rng.choice(names): rng.uniform(0, 2)}, rng.random()
-        path, body = "make", {"model": model, "attributes": wanted, "n": 1, "temperature": 0.0}
+        path, body = "make", {"model": model, "attributes": wanted, "n": 1, "temperature": 0.0, "preview": True}
         if kind > 0.9:
             path, body = "look", {"model": model, "face": rng.randrange(about["faces"])}
         elif kind > 0.8:
