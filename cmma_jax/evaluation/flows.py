@@ -1,4 +1,4 @@
-"""What measuring a flow prior takes: the error of its solver's steps, and the time, said before it is spent."""
+"""What measuring a flow prior takes: its solver's error, and an estimate of the time before it is spent."""
 
 import functools
 import time

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -13,64 +14,116 @@ import numpy as np
 import pytest
 
 from cmma_jax.cli import evaluate, train
+from cmma_jax.data import load_dataset
+from cmma_jax.data.dataset import spread
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation import editing, parzen
 from cmma_jax.evaluation.classifier import Settings, save_classifier, scores, train_classifier
 from cmma_jax.evaluation.diversity import generated_faces
 from cmma_jax.evaluation.embeddings import frechet_distance
-from cmma_jax.sampling.face_model import FaceModel
+from cmma_jax.models.model import make_model
+from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
+from cmma_jax.training import bounds
+from cmma_jax.training.bounds import variational_bound
 from cmma_jax.training.checkpoint import open_checkpoints
 from cmma_jax.training.config import Config
 from cmma_jax.training.records import read_metrics
 from cmma_jax.training.runs import find_runs, load_data, load_run
+from tests.conftest import random_params, write_run
 
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1",
-        "--batch_size=8"]
+TINY = ["--dataset=folder", "--image_size=16", "--latent_channels=2", "--width=4", "--prior_hidden=8",
+        "--flow_width=64", "--flow_blocks=1", "--devices=1", "--batch_size=8"]
+GAUSSIAN = ["--prior=gaussian", "--likelihood=gaussian"]
+STEPS = 3
 
 
 @pytest.fixture(scope="module")
 def runs(faces, tmp_path_factory):
-    """A CMMA with two seeds, a VAE and a CGAN, 2 epochs each."""
+    """A CMMA under a flow, of random parameters, two seeds; a VAE with Gaussian pixels and prior; a CGAN."""
     folder = tmp_path_factory.mktemp("runs")
-    for model, more in (("cmma", ["--seeds=0,1"]), ("vae", []), ("cgan", ["--preset=gauthier"])):
-        flags = [*TINY, f"--model={model}", f"--data_dir={faces}", "--epochs=2", f"--run_dir={folder / model}", *more]
-        assert train.main(flags) == 0
+    for name, more in (("cmma", []), ("cmma-seed1", ["--seed=1"]), ("vae", GAUSSIAN), ("cgan", ["--preset=gauthier"])):
+        flags = [*TINY, f"--model={name.split('-')[0]}", f"--data_dir={faces}", "--epochs=2", *more]
+        config = train.parse([*flags, *([] if "--prior=gaussian" in more or name == "cgan" else ["--flow_epochs=1"])])
+        data = load_dataset("folder", config.data_dir, image_size=16)
+        params = random_params(make_model(config, data.spec))
+        write_run(folder / name, config, data, jax.tree.map(lambda a, f=1 + config.seed: f * a, params))
     return folder
 
 
 @pytest.fixture(scope="module")
 def whole_table(runs):
-    assert evaluate.main(["--parzen", f"--runs_dir={runs}", "--samples=20", "--iwae=3", "--limit=6"]) == 0
+    assert evaluate.main(["--parzen", f"--runs_dir={runs}", "--samples=20", "--iwae=3", "--limit=6",
+                          f"--steps={STEPS}"]) == 0
     return json.loads((runs / "results-folder-test.json").read_text())
 
 
 def test_the_table_has_every_system_with_its_figures(whole_table, runs):
     assert {"cmma", "vae", "cgan (gauthier)", "mean face", "linear regression", "real faces",
             "conditional PPCA, 10 components"} <= set(whole_table)
-    for system in ("cmma", "vae"):
-        assert {"bound", "iwae", "kl", "reconstruction", "bits_per_dim", "active_latents", "parzen", "parzen_sigma",
-                "parameters", "diversity"} <= set(whole_table[system])
+    both = {"bound", "kl", "reconstruction", "active_latents", "parzen", "parzen_sigma", "parameters", "diversity"}
+    assert both | {"bits_per_dim", "steps", "solver_pixels", "solver_nats"} <= set(whole_table["cmma"])
+    assert both | {"bits_per_dim_dequantised", "iwae"} <= set(whole_table["vae"])
+    assert not {"iwae", "bits_per_dim_dequantised"} & set(whole_table["cmma"])
+    assert not {"bits_per_dim", "steps"} & set(whole_table["vae"])
     assert "bound" not in whole_table["cgan (gauthier)"] and "parzen" in whole_table["cgan (gauthier)"]
     assert whole_table["cmma"]["seeds"] == [2, None] and "seeds" not in whole_table["vae"]
     assert whole_table["vae"]["parzen_samples"] == [20, None] and whole_table["vae"]["parzen_faces"] == [6, None]
     rows = list(csv.DictReader(io.StringIO((runs / "results-folder-test.csv").read_text())))
     assert {row["system"] for row in rows} == set(whole_table)
-    assert "| cmma" in (runs / "results-folder-test.md").read_text()
 
 
-def test_on_a_cpu_a_flow_is_spared_what_takes_hours_and_a_word_says_so(runs, faces, tmp_path, capsys):
-    flow = tmp_path / "flow"
-    flags = [*TINY, f"--data_dir={faces}", "--preset=best", "--epochs=1", f"--start_from={runs / 'cmma'}"]
-    assert train.main([*flags, f"--run_dir={flow}"]) == 0
-    assert evaluate.main(["--parzen", f"--run={flow}", "--limit=4"]) == 0
-    found = json.loads((flow / "results-folder-test.json").read_text())["cmma (best)"]
-    assert {"bound", "kl", "diversity"} <= set(found) and not {"iwae", "parzen"} & set(found)
-    said = capsys.readouterr().out
-    assert "left out: the importance-weighted bound" in said and "left out: the Parzen estimate" in said
-    assert evaluate.main(["--parzen", f"--run={flow}", "--limit=4", "--samples=5"]) == 0
-    found = json.loads((flow / "results-folder-test.json").read_text())["cmma (best)"]
-    assert "parzen" in found
+def test_the_heading_says_what_was_measured_of_a_flow(whole_table, runs):
+    heading = (runs / "results-folder-test.md").read_text().split("\n| ")[0]
+    error = whole_table["cmma"]
+    assert "log P + D ln 255 where they are discretised" in heading
+    assert f"cmma: p(z|y) is a flow of {STEPS} solver steps, which differ from {4 * STEPS} by" in heading
+    assert error["solver_nats"][0] > 0.001 and "random faces at guidance 1.5" in heading
+    assert "its bound on 10 of the 10 faces" in heading and "No importance-weighted bound of a flow" in heading
+    assert "vae: p(z|y)" not in heading
+
+
+def test_a_flows_bound_is_that_of_its_faces_and_steps(whole_table, runs, monkeypatch, capsys):
+    """On four faces, its time said before; measured once."""
+    flags = ["--bound_faces=4", f"--steps={STEPS}"]
+    assert evaluate.main([f"--run={runs / 'cmma'}", *flags]) == 0
+    assert re.search(r"cmma: its bound takes about \d+ s", capsys.readouterr().out)
+    found = json.loads((runs / "cmma" / "results-folder-test.json").read_text())["cmma"]
+    run = load_run(runs / "cmma")
+    few = spread(load_data(run).test, 4)
+    alone = variational_bound(run.model, run.params, few, steps=STEPS)
+    assert found["bound"] == [pytest.approx(alone["bound"], rel=1e-5), pytest.approx(alone["bound_stderr"], rel=1e-3)]
+    assert found["bits_per_dim"][0] == pytest.approx(alone["bits_per_dim"], rel=1e-5)
+    assert found["bound_faces"] == [4, None]
+    other = variational_bound(run.model, run.params, few, steps=1)
+    assert abs(other["bound"] - alone["bound"]) > 0.01
+    monkeypatch.setattr(bounds, "_batch_terms", None)  # what was measured is not measured again
+    monkeypatch.setattr(evaluate.flows, "seconds", None)
+    assert evaluate.main([f"--run={runs / 'cmma'}", *flags]) == 0
+    assert json.loads((runs / "cmma" / "results-folder-test.json").read_text())["cmma"] == found
+
+
+def test_a_run_trained_again_is_measured_again(runs, tmp_path):
+    shutil.copytree(runs / "cmma", tmp_path / "cmma", ignore=shutil.ignore_patterns("evaluation", "results*"))
+    run, arguments = load_run(tmp_path / "cmma"), evaluate.Arguments()
+    path = evaluate.record(run, arguments, "bound")
+    again = run._replace(params=jax.tree.map(lambda a: a + 1e-3, run.params))
+    assert evaluate.record(again, arguments, "bound") != path == evaluate.record(run, arguments, "bound")
+    assert evaluate.record(run, evaluate.Arguments(seed=1), "bound") != path
+
+
+def test_faces_are_guided_as_shipped_or_as_asked(runs, monkeypatch):
+    """Those that the classifier and the embedding look at; the Parzen estimate and the bound are not."""
+    asked = []
+    monkeypatch.setattr(evaluate, "generated_faces", lambda model, params, faces, *_, guidance, steps: asked.append(
+        (guidance, steps)) or faces.x / np.float32(255))
+    monkeypatch.setattr(evaluate, "measure_parzen", lambda *_: {})
+    monkeypatch.setattr(evaluate, "measure_bound", lambda *_: {})
+    monkeypatch.setattr(evaluate.baselines, "fit_baselines", lambda _: [])
+    for flags in ([], ["--guidance=2"], ["--guidance=1"]):
+        assert evaluate.main(["--parzen", f"--run={runs / 'cmma'}", *flags, "--steps=1"]) == 0
+    assert evaluate.main(["--parzen", f"--run={runs / 'vae'}", "--guidance=2"]) == 0
+    assert asked == [(GUIDANCE, 1), (2, 1), (None, 1), (None, 10)]
 
 
 def blocks(x):
@@ -95,40 +148,59 @@ def test_the_classifier_and_the_embedding_look_at_every_system(runs, classifier,
     monkeypatch.setattr(evaluate.embeddings, "embed_dlib", blocks)
     monkeypatch.setattr(evaluate.baselines, "fit_baselines", lambda _: [])
     classifier, flag = classifier
-    flags = [f"--runs_dir={runs}", "--model=cmma", "--samples=5", "--iwae=2", "--limit=4"]
+    flags = [f"--runs_dir={runs}", "--model=cmma", "--samples=5", "--limit=4", "--bound_faces=2", "--steps=2"]
     assert evaluate.main(["--parzen", flag, *flags]) == 0
     rows = json.loads((runs / "results-folder-test.json").read_text())
     test = load_data(load_run(runs / "cmma")).test
     x = test.x / np.float32(255)
-    said = scores(classifier, x, test.y, test.mask)
-    assert rows["real faces"]["accuracy"] == [said["accuracy"], said["accuracy_stderr"]]
-    assert rows["real faces"]["accuracy Red"] == [said["per_attribute"]["Red"], None]
-    made = [generated_faces(run.model, run.params, test) for run in map(load_run, (runs / "cmma", runs / "cmma-seed1"))]
+    scored = scores(classifier, x, test.y, test.mask)
+    assert rows["real faces"]["accuracy"] == [scored["accuracy"], scored["accuracy_stderr"]]
+    assert rows["real faces"]["accuracy Red"] == [scored["per_attribute"]["Red"], None]
+    made = [generated_faces(run.model, run.params, test, guidance=GUIDANCE, steps=2)
+            for run in map(load_run, (runs / "cmma", runs / "cmma-seed1"))]
     distances = [frechet_distance(blocks(faces[::2]), blocks(x[1::2])) for faces in made]
     assert rows["cmma"]["fd_dlib"][0] == pytest.approx(np.mean(distances), rel=1e-5)
     assert rows["real faces"]["identities"] == [1.0, None] and rows["cmma"]["identities"][0] > 0
 
 
-def test_edits_and_told_attributes_are_measured(runs, classifier, monkeypatch):
+def test_edits_and_inferred_attributes_are_measured(runs, classifier, monkeypatch):
     monkeypatch.setattr(evaluate.embeddings, "embed_dlib", blocks)
     classifier, flag = classifier
-    flags = [f"--runs_dir={runs}", "--model=cmma", "--limit=6"]
-    assert evaluate.main(["--editing", flag, *flags, "--intensities", "2", "9"]) == 0
-    rows = json.loads((runs / "editing-folder-test.json").read_text())
-    assert {"cmma, intensity 2", "cmma, intensity 9", "cmma, literal, intensity 1"} <= set(rows)
+    flags = [f"--run={runs / 'cmma'}", "--limit=6"]
+    assert evaluate.main(["--editing", flag, *flags, "--attributes=striped"]) == 0
+    rows = json.loads((runs / "cmma" / "editing-folder-test.json").read_text())
+    assert set(rows) == {"cmma, intensity 1"}  # a flow has no literal edit
     model, data = FaceModel(load_run(runs / "cmma")), load_data(load_run(runs / "cmma"))
     few = evaluate.spread(data.test, 6)
-    alone = editing.measure_edits(model, classifier, few, 2.0, False, blocks, blocks(few.x / np.float32(255)))
-    for name in ("flips", "others", "moved", "back", "identity"):
-        assert rows["cmma, intensity 2"][name][0] == pytest.approx(alone[name][0], rel=1e-5), name
-    assert rows["cmma, intensity 9"]["moved"][0] > rows["cmma, intensity 2"]["moved"][0]
-    told = json.loads((runs / "inference-folder-test.json").read_text())
-    assert set(told) == {"cmma, q(y|z)", "cmma, q(y|z), 3 steps", "the classifier"}
-    assert told["the classifier"]["auc"][0] > told["cmma, q(y|z)"]["auc"][0]  # after two epochs on 40 faces
+    alone = editing.measure_edits(model, classifier, few, np.array([1]), 1.0, False, blocks,
+                                  blocks(few.x / np.float32(255)))
+    for name in ("flips", "others", "moved", "back", "identity", "empty"):
+        assert rows["cmma, intensity 1"][name][0] == pytest.approx(alone[name][0], rel=1e-4), name
+    inferred = json.loads((runs / "cmma" / "inference-folder-test.json").read_text())
+    assert set(inferred) == {"cmma, q(y|z)", "cmma, q(y|z), 3 steps", "the classifier"}
+    assert inferred["the classifier"]["auc"][0] > inferred["cmma, q(y|z)"]["auc"][0]  # that of random parameters
+
+
+def test_under_a_gaussian_prior_edits_are_literal_too_and_grow_with_their_intensity(runs, classifier):
+    _, flag = classifier
+    assert evaluate.main(["--editing", flag, f"--run={runs / 'vae'}", "--limit=3", "--intensities", "2", "9"]) == 0
+    rows = json.loads((runs / "vae" / "editing-folder-test.json").read_text())
+    assert {"vae, intensity 2", "vae, intensity 9", "vae, literal, intensity 1"} == set(rows) - {
+        name for name in rows if "where" in name}
+    assert rows["vae, intensity 9"]["moved"][0] == 0  # a VAE's latents do not depend on attributes
+
+
+@pytest.mark.parametrize("flags, words", [(["--attributes=Strip"], ["Strip", "did you mean 'Striped'"]),
+                                          (["--attributes=Red,Striped"], ["does not see Striped", "AUC 0.60"])])
+def test_attributes_whose_edits_cannot_be_measured_are_named(flags, words, runs, classifier, tmp_path, capsys):
+    blind = classifier[0]._replace(auc=np.array([0.9, 0.6]), visible=np.array([True, False]))
+    save_classifier(blind, tmp_path)
+    error = failing(["--editing", f"--classifier={tmp_path}", f"--run={runs / 'cmma'}", *flags], capsys)
+    assert all(word in error for word in words), error
 
 
 def test_edits_want_a_classifier_and_a_model_that_edits(runs, tmp_path, capsys):
-    assert "edits need a CMMA or a CVAE" in failing(["--editing", f"--run={runs / 'vae'}"], capsys)
+    assert "edits need a CMMA or a CVAE" in failing(["--editing", f"--run={runs / 'cgan'}"], capsys)
     shutil.copytree(runs / "cmma", tmp_path / "cmma")
     assert "edits are measured by a classifier; make one" in failing(["--editing", f"--runs_dir={tmp_path}"], capsys)
 
@@ -136,7 +208,7 @@ def test_edits_want_a_classifier_and_a_model_that_edits(runs, tmp_path, capsys):
 def test_figures_of_two_seeds_are_their_mean_and_deviation(whole_table, runs, capsys):
     alone = []
     for run in ("cmma", "cmma-seed1"):
-        assert evaluate.main([f"--run={runs / run}", "--iwae=3"]) == 0
+        assert evaluate.main([f"--run={runs / run}", f"--steps={STEPS}"]) == 0
         found = json.loads((runs / run / "results-folder-test.json").read_text())["cmma"]
         alone.append(found["bound"][0])
         assert found["bound"][1] > 0 and found["bound"][0] == pytest.approx(
@@ -145,11 +217,12 @@ def test_figures_of_two_seeds_are_their_mean_and_deviation(whole_table, runs, ca
     assert value == pytest.approx(np.mean(alone)) and spread == pytest.approx(np.std(alone, ddof=1))
 
 
-def test_validation_bound_is_what_training_recorded(runs, tmp_path):
-    picture = tmp_path / "faces.png"
-    best = max(read_metrics(runs / "vae"), key=lambda record: record["validation_bound"])
-    assert evaluate.main([f"--run={runs / 'vae'}", "--split=validation", "--iwae=1", f"--picture={picture}"]) == 0
-    found = json.loads((runs / "vae" / "results-folder-validation.json").read_text())["vae"]
+def test_validation_bound_is_what_training_recorded(faces, tmp_path):
+    run, picture = tmp_path / "vae", tmp_path / "faces.png"
+    assert train.main([*TINY, *GAUSSIAN, "--model=vae", f"--data_dir={faces}", "--epochs=2", f"--run_dir={run}"]) == 0
+    best = max(read_metrics(run), key=lambda record: record["validation_bound"])
+    assert evaluate.main([f"--run={run}", "--split=validation", "--iwae=1", f"--picture={picture}"]) == 0
+    found = json.loads((run / "results-folder-validation.json").read_text())["vae"]
     assert found["bound"][0] == pytest.approx(best["validation_bound"], rel=1e-6)
     assert picture.exists()
 
@@ -161,7 +234,8 @@ def test_an_interrupted_evaluation_goes_on(whole_table, runs, monkeypatch):
 
     monkeypatch.setattr(parzen, "_compiled", lambda *_: broken)
     monkeypatch.setattr(evaluate.baselines, "fit_baselines", lambda _: [])
-    assert evaluate.main(["--parzen", f"--run={runs / 'vae'}", "--samples=20", "--limit=6", "--iwae=3"]) == 0
+    assert evaluate.main(["--parzen", f"--run={runs / 'vae'}", "--samples=20", "--limit=6", "--iwae=3",
+                          f"--steps={STEPS}"]) == 0
     again = json.loads((runs / "vae" / "results-folder-test.json").read_text())
     assert again["vae"] == whole_table["vae"]
 
@@ -185,9 +259,9 @@ def test_the_newest_finished_run_of_each_model_is_taken(runs, tmp_path):
 
 def test_a_run_is_its_best_checkpoint(runs):
     run = load_run(runs / "cmma")
-    with open_checkpoints(runs / "cmma" / "checkpoints") as checkpoints:
+    with open_checkpoints(runs / "cmma" / "flow") as checkpoints:
         assert run.step == checkpoints.best_step()
-    assert (run.system, run.epoch, run.config.model) == ("cmma", 2, "cmma")
+    assert (run.system, run.epoch, run.config.model) == ("cmma", 3, "cmma")
     assert load_run(runs / "cgan").system == "cgan (gauthier)"
 
 
@@ -205,6 +279,9 @@ def failing(arguments, capsys):
     (["--parzen", "--samples=-1"], ["--samples=-1"]),
     (["--iwae=0"], ["--iwae=0"]),
     (["--limit=0"], ["--limit=0"]),
+    (["--steps=0"], ["--steps=0"]),
+    (["--bound_faces=-1"], ["--bound_faces=-1"]),
+    (["--guidance=-1"], ["--guidance=-1", "1 for none"]),
     (["--split=tests"], ["tests", "validation"]),
     (["--parsen"], ["parsen"]),
     (["--parzen", "--model=vae", "--classifier=/nowhere"], ["no classifier in", "cmma_jax classifier"]),
@@ -258,7 +335,7 @@ def test_too_little_memory_is_named(runs, monkeypatch, capsys):
 def test_help_says_what_it_does(capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate.parse(["--help"])
-    said = capsys.readouterr().out
+    shown = capsys.readouterr().out
     assert stop.value.code == 0
     for words in ("--parzen", "--iwae", "--samples", "--limit", "standard error"):
-        assert words in said
+        assert words in shown

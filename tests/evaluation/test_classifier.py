@@ -55,8 +55,8 @@ def classifier(data):
     return train_classifier(data, SETTINGS)
 
 
-def told(monkeypatch, p, thresholds=None, visible=None, mean=0.5):
-    """A classifier that says the probabilities p [N, A] to any faces."""
+def predicting(monkeypatch, p, thresholds=None, visible=None, mean=0.5):
+    """A classifier that predicts the probabilities p [N, A] of any faces."""
     monkeypatch.setattr(module, "_probabilities", lambda params, x: p)
     count = p.shape[1]
     return Classifier(tuple("ABCDEFGH"[:count]), {}, np.full(count, 0.5) if thresholds is None else thresholds,
@@ -67,9 +67,9 @@ def told(monkeypatch, p, thresholds=None, visible=None, mean=0.5):
 def test_it_learns_what_shows_and_knows_what_does_not(data, classifier):
     np.testing.assert_array_equal(classifier.visible, [True, True, False, False, False])
     assert (classifier.auc[:2] > 0.97).all() and np.isnan(classifier.auc[3])
-    said = scores(classifier, pixels(data.test.x), data.test.y, data.test.mask)
-    assert set(said["per_attribute"]) == {"A", "B"}
-    assert said["accuracy"] > 0.93 and said["cosine"] > 0.8
+    scored = scores(classifier, pixels(data.test.x), data.test.y, data.test.mask)
+    assert set(scored["per_attribute"]) == {"A", "B"}
+    assert scored["accuracy"] > 0.93 and scored["cosine"] > 0.8
     turned = scores(classifier, pixels(data.test.x), 1 - data.test.y, data.test.mask)
     assert turned["accuracy"] < 0.07 and turned["cosine"] < -0.8
 
@@ -135,12 +135,13 @@ def test_balanced_accuracy_by_hand(monkeypatch):
     y = np.asarray([[1, 1, 1], [1, 0, 1], [1, 1, 1], [0, 0, 1], [0, 1, 1], [1, 0, 0]], np.float32)
     mask = np.ones((6, 3), bool)
     mask[5] = False
-    classifier = told(monkeypatch, p, thresholds=np.asarray([0.6, 0.5, 0.5]), visible=np.asarray([True, False, True]))
-    said = scores(classifier, np.zeros((6, 16, 16, 3), np.float32), y, mask)
-    assert said["per_attribute"] == {"A": pytest.approx((2 / 3 + 1 / 2) / 2)}
-    assert said["accuracy"] == said["per_attribute"]["A"]
+    classifier = predicting(monkeypatch, p, thresholds=np.asarray([0.6, 0.5, 0.5]),
+                            visible=np.asarray([True, False, True]))
+    scored = scores(classifier, np.zeros((6, 16, 16, 3), np.float32), y, mask)
+    assert scored["per_attribute"] == {"A": pytest.approx((2 / 3 + 1 / 2) / 2)}
+    assert scored["accuracy"] == scored["per_attribute"]["A"]
     # two independent fractions, 2 of 3 and 1 of 2, each with the variance r (1 - r) / n
-    assert said["accuracy_stderr"] == pytest.approx(np.sqrt(2 / 9 / 3 + 1 / 4 / 2) / 2)
+    assert scored["accuracy_stderr"] == pytest.approx(np.sqrt(2 / 9 / 3 + 1 / 4 / 2) / 2)
 
 
 def test_the_standard_error_is_that_of_drawing_the_faces_anew(monkeypatch):
@@ -149,11 +150,11 @@ def test_the_standard_error_is_that_of_drawing_the_faces_anew(monkeypatch):
     y = (rng.random((300, 3)) < [0.5, 0.4, 0.2]).astype(np.float32)
     wrong = (rng.random((300, 1)) < 0.3) ^ (rng.random((300, 3)) < 0.1)
     p, x, mask = np.where(wrong, 1 - y, y), np.zeros((300, 1), np.float32), rng.random((300, 3)) < 0.8
-    error = scores(told(monkeypatch, p), x, y, mask)["accuracy_stderr"]
+    error = scores(predicting(monkeypatch, p), x, y, mask)["accuracy_stderr"]
     draws = []
     for _ in range(400):
         rows = rng.integers(0, 300, 300)
-        draws.append(scores(told(monkeypatch, p[rows]), x, y[rows], mask[rows])["accuracy"])
+        draws.append(scores(predicting(monkeypatch, p[rows]), x, y[rows], mask[rows])["accuracy"])
     assert error == pytest.approx(np.std(draws), rel=0.12)
 
 
@@ -161,7 +162,7 @@ def test_cosine_by_hand(monkeypatch):
     p = np.asarray([[0.8, 0.3, 0.9, 0.5], [0.1, 0.6, 0.2, 0.5], [0.3, 0.3, 0.3, 0.3]])
     y = np.asarray([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], np.float32)
     mask = np.asarray([[True, True, True, True], [True, True, False, True], [False, False, False, True]])
-    classifier = told(monkeypatch, p, visible=np.asarray([True, True, True, False]), mean=0.25)
+    classifier = predicting(monkeypatch, p, visible=np.asarray([True, True, True, False]), mean=0.25)
     centre = 2 * 0.25 - 1
 
     def cosine(face, known):
@@ -169,15 +170,15 @@ def test_cosine_by_hand(monkeypatch):
         return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
     expected = [cosine(0, [0, 1, 2]), cosine(1, [0, 1])]  # of the third face nothing visible is known
-    said = scores(classifier, np.zeros((3, 1), np.float32), y, mask)
-    assert said["cosine"] == pytest.approx(np.mean(expected))
-    assert said["cosine_stderr"] == pytest.approx(np.std(expected, ddof=1) / np.sqrt(2))
+    scored = scores(classifier, np.zeros((3, 1), np.float32), y, mask)
+    assert scored["cosine"] == pytest.approx(np.mean(expected))
+    assert scored["cosine_stderr"] == pytest.approx(np.std(expected, ddof=1) / np.sqrt(2))
 
 
 def test_nothing_to_classify_is_not_a_number(monkeypatch):
-    said = scores(told(monkeypatch, np.full((2, 3), 0.3)), np.zeros((2, 1), np.float32), np.ones((2, 3)),
-                  np.zeros((2, 3), bool))
-    assert np.isnan(said["accuracy"]) and np.isnan(said["cosine"]) and said["per_attribute"] == {}
+    scored = scores(predicting(monkeypatch, np.full((2, 3), 0.3)), np.zeros((2, 1), np.float32), np.ones((2, 3)),
+                    np.zeros((2, 3), bool))
+    assert np.isnan(scored["accuracy"]) and np.isnan(scored["cosine"]) and scored["per_attribute"] == {}
 
 
 def test_the_loss_is_the_cross_entropy_of_known_attributes_and_each_face_has_its_own_noise(data):
@@ -272,10 +273,10 @@ def test_the_command_trains_writes_and_says_what_it_sees(data, tmp_path, monkeyp
     monkeypatch.setattr(command, "load_dataset", lambda *args, **more: data)
     flags = ["--epochs=8", "--batch_size=16", "--width=4", "--hidden=16", "--learning_rate=0.01"]
     assert command.main(["--dataset=folder", f"--out={tmp_path / 'classifier'}", *flags]) == 0
-    said = capsys.readouterr()
+    shown = capsys.readouterr()
     for words in ("validation AUC", "2 of them", "A 1.00", "real test faces", "classifier.msgpack"):
-        assert words in said.out
-    assert "loss 0." in said.err and "validation AUC 0." in said.err
+        assert words in shown.out
+    assert "loss 0." in shown.err and "validation AUC 0." in shown.err
     assert load_classifier(tmp_path / "classifier", data.spec).visible.sum() == 2
 
 
@@ -303,14 +304,14 @@ def test_a_folder_that_cannot_be_written_to_is_known_before_the_training(data, t
     monkeypatch.setattr(command, "load_dataset", lambda *args, **more: data)
     (tmp_path / "file").write_text("in the way")
     assert command.main([f"--out={tmp_path / 'file' / 'classifier'}"]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and "give another --out" in said[0]
+    shown = capsys.readouterr().err.strip().splitlines()
+    assert len(shown) == 1 and "give another --out" in shown[0]
 
 
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(["--help"])
-    said = capsys.readouterr().out
+    shown = capsys.readouterr().out
     assert stop.value.code == 0
     for words in ("--dataset=lfw", "--epochs", "--dropout", "ceiling", "classifier.msgpack"):
-        assert words in said
+        assert words in shown

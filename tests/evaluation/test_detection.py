@@ -19,7 +19,7 @@ def test_a_face_fills_the_middle_of_what_is_searched(monkeypatch):
     assert (picture[:, :20] == 255).all() and (picture[:, -20:] == 0).all()
 
 
-def test_each_face_is_told_by_itself(monkeypatch):
+def test_each_face_is_looked_at_by_itself(monkeypatch):
     monkeypatch.setattr(detection, "detect", lambda picture: [1] if np.asarray(picture).mean() > 100 else [])
     faces = np.stack([np.full((16, 16, 3), value) for value in (0.1, 0.9, 2.0)])
     assert detection.detected(faces).tolist() == [False, True, True]

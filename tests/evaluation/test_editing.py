@@ -11,6 +11,8 @@ from cmma_jax.evaluation import editing
 from cmma_jax.evaluation.classification import calibration_error
 from cmma_jax.evaluation.classifier import Classifier
 
+SEEN = np.array([0, 1])  # the attributes that the classifier sees
+
 
 class Painter:
     """An edit paints the value of attribute k on pixel row k, as far as `strength` goes; details are always kept."""
@@ -48,24 +50,42 @@ def classifier(monkeypatch):
 
 @pytest.mark.parametrize("strength, flips", [(0.6, 1.0), (0.2, 0.0)])
 def test_an_edit_that_does_what_it_should(strength, flips, classifier):
-    found = editing.measure_edits(Painter(strength), classifier, scene(), 1.0)
+    found = editing.measure_edits(Painter(strength), classifier, scene(), SEEN, 1.0)
     assert found["flips"] == (flips, 0) and found["set"][0] == found["reset"][0] == flips
     assert found["others"][0] == 0 and found["back"][0] == pytest.approx(0, abs=1e-6)
     assert found["moved"][0] == pytest.approx(strength / 2, rel=1e-5)  # one row of four
     assert found["empty_kept"] == (0, None)
 
 
+def test_edits_of_one_attribute_say_nothing_of_the_others(classifier):
+    """A painter who fails at the second attribute: measured by the first alone it does not."""
+    painter, paint = Painter(0.6), Painter(0.6).edit_encoded
+    painter.edit_encoded = lambda x, y, m, new_y, *a, **k: paint(x, y, m, np.where(np.arange(3) == 1, y, new_y), *a,
+                                                                 **k)
+    assert editing.measure_edits(painter, classifier, scene(), SEEN[:1], 1.0)["flips"][0] == 1
+    assert editing.measure_edits(painter, classifier, scene(), SEEN[1:], 1.0)["flips"][0] == 0
+    assert editing.measure_edits(painter, classifier, scene(), SEEN, 1.0)["flips"][0] == 0.5
+
+
+def test_an_empty_edit_is_measured_with_and_without_details(classifier):
+    """One whose reconstructions are 0.1 too bright: composition shows it, details kept do not."""
+    painter, paint = Painter(0.6), Painter(0.6).edit_encoded
+    painter.edit_encoded = lambda *a, keep_detail=True, **k: paint(*a, **k) + (0 if keep_detail else 0.1)
+    found = editing.measure_edits(painter, classifier, scene(), SEEN, 1.0)
+    assert found["empty"][0] == pytest.approx(0.1, rel=1e-5) and found["empty_kept"][0] == 0
+
+
 def test_flips_are_the_mean_over_attributes_and_directions_of_faces_classified_rightly_before(classifier, monkeypatch):
     faces = scene()
     wrong = faces.y[:, 0] > 0  # faces that have it are classified as without
     faces.x[wrong, 0] = 102
-    found = editing.measure_edits(Painter(0.6), classifier, faces, 1.0)
+    found = editing.measure_edits(Painter(0.6), classifier, faces, SEEN, 1.0)
     assert found["flips"][0] == 1
-    assert editing.measure_edits(Painter(0.0), classifier, faces, 1.0)["flips"][0] == 0  # those are not asked
+    assert editing.measure_edits(Painter(0.0), classifier, faces, SEEN, 1.0)["flips"][0] == 0  # those are not asked
     only_set = Painter(0.6)
     monkeypatch.setattr(only_set, "edit_encoded", lambda x, y, m, new_y, nm, *a, **_: Painter(0.6).edit_encoded(
         x, y, m, np.maximum(y, new_y), nm, 1.0))
-    found = editing.measure_edits(only_set, classifier, scene(), 1.0)
+    found = editing.measure_edits(only_set, classifier, scene(), SEEN, 1.0)
     assert (found["flips"][0], found["set"][0], found["reset"][0]) == (0.5, 1, 0)
 
 
@@ -78,7 +98,7 @@ def test_other_attributes_that_move_are_counted(classifier, monkeypatch):
         return x
 
     monkeypatch.setattr(sloppy, "edit_encoded", edit)
-    assert editing.measure_edits(sloppy, classifier, scene(), 1.0)["others"][0] == pytest.approx(0.1, rel=1e-4)
+    assert editing.measure_edits(sloppy, classifier, scene(), SEEN, 1.0)["others"][0] == pytest.approx(0.1, rel=1e-4)
 
 
 def test_identity_is_the_cosine_of_embeddings(classifier):
@@ -86,9 +106,9 @@ def test_identity_is_the_cosine_of_embeddings(classifier):
         return x.reshape(len(x), -1) + 1.0
 
     start = embed(scene().x / np.float32(255))
-    found = editing.measure_edits(Painter(0.6), classifier, scene(), 1.0, False, embed, start, 0.5)
+    found = editing.measure_edits(Painter(0.6), classifier, scene(), SEEN, 1.0, False, embed, start, 0.5)
     assert 0.5 < found["identity"][0] < 1 and found["kept"] == (1, None)
-    turned = editing.measure_edits(Painter(0.0), classifier, scene(), 1.0, False, embed, start, 2.0)
+    turned = editing.measure_edits(Painter(0.0), classifier, scene(), SEEN, 1.0, False, embed, start, 2.0)
     assert turned["identity"][0] == pytest.approx(1) and turned["kept"] == (0, None)
 
 
@@ -123,7 +143,7 @@ def test_flips_where_the_identity_is_equal():
     assert found["cmma where its identity is that of cvae, intensity 1"]["flips"] == (pytest.approx(0.4), None)
 
 
-def test_told_attributes_are_scored_on_test_faces_with_thresholds_of_validation_faces(named_runs):
+def test_inferred_attributes_are_scored_on_test_faces_with_thresholds_of_validation_faces(named_runs):
     model = cmma_jax.load(named_runs / "cmma")
     data = load_dataset("folder", model.run.config.data_dir, image_size=16)
     parts = {part.x.tobytes(): part.y for part in (data.validation, data.test)}
@@ -132,10 +152,10 @@ def test_told_attributes_are_scored_on_test_faces_with_thresholds_of_validation_
     def sees(x):
         return 0.1 + 0.2 * parts[np.round(255 * x).astype(np.uint8).tobytes()]
 
-    found = editing.measure_told(sees, visible, data)
+    found = editing.measure_inferred(sees, visible, data)
     assert found["accuracy"] == (1, None) and found["auc"] == (1, None)
     assert 0.1 < found["ece"][0] < 0.7  # sure of nothing, though right
-    untrained = editing.measure_told(lambda x: editing.told(model, x), visible, data)
+    untrained = editing.measure_inferred(lambda x: editing.inferred(model, x), visible, data)
     assert 0.2 < untrained["accuracy"][0] < 0.8
 
 

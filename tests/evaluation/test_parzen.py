@@ -7,6 +7,7 @@ import pytest
 
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation.parzen import SIGMAS, Sampler, choose_sigma, model_sampler, parzen, parzen_log_likelihood
+from cmma_jax.models.flow import draw
 
 SIGMA = np.asarray([0.05, 0.1, 0.3])
 
@@ -20,10 +21,10 @@ def decoder_means(small, faces, row, samples, seed=0):
     """One at a time, each from its own key, in float64."""
     base = jax.random.fold_in(jax.random.key(seed), row)
     y, mask = jnp.asarray(faces.y[row])[None], jnp.asarray(faces.mask[row])[None]
-    prior = small.model.prior(small.params, y, mask)
+    prior = small.gaussian.prior(small.params, y, mask)
     z = jnp.concatenate([prior.sample(jax.random.fold_in(base, j)[None]) for j in range(samples)])
     y, mask = (jnp.repeat(a, samples, 0) for a in (y, mask))
-    return np.asarray(small.model.likelihood(small.params, z, y, mask).mean, np.float64)
+    return np.asarray(small.gaussian.likelihood(small.params, z, y, mask).mean, np.float64)
 
 
 def naive(x, samples, sigma):
@@ -40,7 +41,7 @@ def naive(x, samples, sigma):
 
 @pytest.fixture(scope="module")
 def estimate(small, few):
-    return parzen_log_likelihood(model_sampler(small.model, small.params), few, 7, SIGMA, chunk=3)
+    return parzen_log_likelihood(model_sampler(small.gaussian, small.params), few, 7, SIGMA, chunk=3)
 
 
 def test_a_naive_double_loop_gives_the_same(small, few, estimate):
@@ -52,15 +53,31 @@ def test_a_naive_double_loop_gives_the_same(small, few, estimate):
 
 @pytest.mark.parametrize("chunk", [1, 7, 50])
 def test_the_size_of_a_chunk_changes_nothing(small, few, estimate, chunk):
-    again = parzen_log_likelihood(model_sampler(small.model, small.params), few, 7, SIGMA, chunk=chunk)
+    again = parzen_log_likelihood(model_sampler(small.gaussian, small.params), few, 7, SIGMA, chunk=chunk)
     np.testing.assert_allclose(again, estimate, atol=2e-3, rtol=1e-5)
 
 
 def test_one_device_gives_what_four_give(small, few, estimate, monkeypatch):
     assert jax.local_device_count() == 4
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    alone = parzen_log_likelihood(model_sampler(small.model, small.params), few, 7, SIGMA, chunk=3)
+    alone = parzen_log_likelihood(model_sampler(small.gaussian, small.params), few, 7, SIGMA, chunk=3)
     np.testing.assert_allclose(alone, estimate, atol=2e-3, rtol=1e-6)
+
+
+def test_a_flows_samples_are_its_own_unguided_and_by_as_many_steps_as_are_asked_for(small, few, monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    face = jax.tree.map(lambda a: a[:1], few)
+    found = parzen_log_likelihood(model_sampler(small.model, small.params, steps=2), face, 2, SIGMA, chunk=2)[0]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(0), 0), jnp.arange(2))
+    y, mask = (np.repeat(a, 2, 0) for a in face[1:])
+
+    def expected(steps):
+        z = draw(small.model, small.params, keys, y, mask, steps=steps)
+        samples = np.asarray(small.model.likelihood(small.params, z, y, mask).mean, np.float64)
+        return [naive(face.x[0] / 255.0, samples, sigma) for sigma in SIGMA]
+
+    np.testing.assert_allclose(found, expected(2), atol=2e-3, rtol=1e-4)
+    assert np.abs(found - expected(1)).max() > 0.1
 
 
 def plain_sample(params, keys, y, mask):
@@ -80,7 +97,7 @@ def test_samples_that_do_not_depend_on_attributes_are_shared(small, few):
 
 
 def test_a_stopped_estimate_goes_on_and_ends_the_same(small, few, estimate, tmp_path):
-    save, sampler = tmp_path / "parzen.jsonl", model_sampler(small.model, small.params)
+    save, sampler = tmp_path / "parzen.jsonl", model_sampler(small.gaussian, small.params)
     parzen_log_likelihood(sampler, few, 7, SIGMA, chunk=3, save=save)
     whole = save.read_text().splitlines(keepends=True)
     assert len(whole) == 5
@@ -123,11 +140,11 @@ def constant_sample(params, keys, y, mask):
 
 
 def test_more_samples_of_a_good_model_raise_the_figure(small):
-    sampler = model_sampler(small.model, small.params)
+    sampler = model_sampler(small.gaussian, small.params)
     few, many = (parzen(sampler, small.data.validation, small.data.test, n, chunk=50)["parzen"] for n in (2, 100))
     assert many > few
 
 
 def test_no_samples_is_an_error(small, few):
     with pytest.raises(InputError, match="--samples=0"):
-        parzen_log_likelihood(model_sampler(small.model, small.params), few, 0, SIGMAS)
+        parzen_log_likelihood(model_sampler(small.gaussian, small.params), few, 0, SIGMAS)
