@@ -87,7 +87,8 @@ def main() -> None:
         print(f"\n| {name} | seconds a{'n epoch' if name == 'faces' else ' step'} | MiB |\n|---|---|---|", flush=True)
         for value in values:
             point = {**BASE, name: value}
-            flags = f"--xla_force_host_platform_device_count={point['devices']}"
+            flags = (f"{os.environ.get('XLA_FLAGS', '')} "  # the package's own among them
+                     f"--xla_force_host_platform_device_count={point['devices']}")
             for warm in (False, True):
                 asked = json.dumps({**point, "grows": name, "warm": warm})
                 ended = subprocess.run([sys.executable, "-m", "benchmarks.growth", "--one", asked], check=True,

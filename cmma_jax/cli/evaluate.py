@@ -102,7 +102,7 @@ class Arguments:
     bound_faces: int = 0
     """Faces on which a flow's bound is taken, spread over the split; 0: all of them on a GPU, 200 on a CPU."""
     steps: int = STEPS
-    """Of a flow's solver; their error is measured and printed."""
+    """Of a flow's solver, in likelihoods and random faces; their error is measured and printed."""
     guidance: float = 0.0
     """Scale of the guidance under which a CMMA's flow makes the faces that the classifier, the embedding and the
     detector look at; 1: none; 0: as shipped. No likelihood and no Parzen estimate is guided."""
@@ -257,9 +257,10 @@ def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples
     if run.model.velocity:
         few = bound_faces(faces, arguments)
         error = flows.solver_error(run.model, run.params, faces, arguments.steps, arguments.seed)
+        how = f"at guidance {guidance:g}" if guidance else "unguided"
         notes[run.system] = (f"{run.system}: p(z|y) is a flow of {error}; its bound on {few.size:,} of the "
-                             f"{faces.size:,} faces, the trace estimated without bias; random faces "
-                             + (f"at guidance {guidance:g}." if guidance else "unguided."))
+                             f"{faces.size:,} faces, the trace estimated without bias"
+                             + (f"; random faces {how}." if arguments.parzen else "."))
         print(notes[run.system], flush=True)
         found |= {"solver_pixels": (error.pixels, None), "solver_nats": (error.nats, None),
                   "steps": (error.steps, None), "bound_faces": (few.size, None)}
