@@ -279,7 +279,7 @@ def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples
 def guidance_of(run: Run, arguments: Arguments) -> float | None:
     """Returns the scale that a run's random faces are guided by; None: its prior is no flow, or ignores attributes."""
     guidance = arguments.guidance or GUIDANCE
-    return guidance if run.model.velocity and run.config.model == "cmma" and guidance != 1 else None
+    return guidance if FaceModel(run).guided and guidance != 1 else None
 
 
 def bound_faces(faces: Faces, arguments: Arguments) -> Faces:
