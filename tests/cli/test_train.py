@@ -3,8 +3,8 @@
 import json
 import os
 import pathlib
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,16 +17,19 @@ from PIL import Image
 
 from cmma_jax.cli import train
 from cmma_jax.errors import InputError
-from cmma_jax.models.model import make_model
-from cmma_jax.training.checkpoint import open_checkpoints
+from cmma_jax.training import stages
+from cmma_jax.training.checkpoint import FIRST, FLOW, open_checkpoints
 from cmma_jax.training.config import PRESETS, Config
 from cmma_jax.training.records import read_metrics
 from cmma_jax.training.runs import load_run
-from cmma_jax.training.step import make_optimizer
 
-TINY = ["--dataset=folder", "--image_size=16", "--latent_size=4", "--width=2", "--prior_hidden=8", "--devices=1"]
-CGAN = ["--model=cgan", "--preset=gauthier", "--epochs=4"]
+TINY = ["--dataset=folder", "--image_size=16", "--width=4", "--components=1", "--prior_hidden=8", "--flow_width=64",
+        "--flow_blocks=1", "--devices=1"]
+CGAN = ["--model=cgan", "--preset=gauthier", "--latent_size=4", "--epochs=4"]
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+LONG = ["--epochs=5", "--flow_epochs=3"]
 
 
 def arguments(faces, run, *more):
@@ -38,13 +41,10 @@ def start(args, **env):
                             stderr=subprocess.STDOUT, text=True, env={**os.environ, **env})
 
 
-def last_state(run):
-    with open_checkpoints(run / "checkpoints") as checkpoints:
+def last_state(run, folder=FIRST):
+    with open_checkpoints(run / folder) as checkpoints:
         step = checkpoints.steps()[-1]
-        config, spec, _ = checkpoints.facts(step)
-        optimizer, _ = make_optimizer(config, 5)
-        like = jax.eval_shape(lambda: train.fresh_state(make_model(config, spec), optimizer, 0))
-        return step, checkpoints.restore(like, step)
+        return step, checkpoints.manager.restore(step)["state"]
 
 
 def comparable(run):
@@ -55,24 +55,28 @@ def comparable(run):
 @pytest.fixture(scope="module")
 def undisturbed(faces, tmp_path_factory):
     run = tmp_path_factory.mktemp("run") / "whole"
-    assert train.main(arguments(faces, run, "--epochs=8")) == 0
+    assert train.main(arguments(faces, run, *LONG)) == 0
     return run
 
 
 def test_a_run_leaves_its_public_files(undisturbed, faces, capsys):
-    assert train.main(arguments(faces, undisturbed, "--epochs=8")) == 0  # finished: says so, and does nothing
-    said = capsys.readouterr().out
-    for words in ("validation bound", "nats", "bits/dim", "checkpoints", "next", "going on after epoch 8 of 8"):
+    before = comparable(undisturbed), (undisturbed / "metrics.jsonl").stat().st_mtime
+    assert train.main(arguments(faces, undisturbed, *LONG)) == 0  # finished: it tells the figures, and does nothing
+    said, bar = capsys.readouterr()
+    for words in ("validation bound", "nats", "bits/dim (of the bytes", "matching error", f"{undisturbed / FLOW}"):
         assert words in said
+    assert "going on" not in said and "faces/s" not in bar
+    assert (comparable(undisturbed), (undisturbed / "metrics.jsonl").stat().st_mtime) == before
     records = read_metrics(undisturbed)
     assert [record["epoch"] for record in records] == list(range(1, 9))
-    assert {"train_bound", "validation_bound", "validation_kl", "validation_reconstruction", "learning_rate",
+    assert {"train_bound", "validation_bound", "validation_kl", "validation_reconstruction", "learning_rate", "stage",
             "validation_active_latents", "faces_per_second", "validation_bound_stderr"} <= set(records[0])
-    assert Config.from_json((undisturbed / "config.json").read_text()).latent_size == 4
+    assert {"train_matching", "validation_matching", "learning_rate"} <= set(records[-1])
+    assert Config.from_json((undisturbed / "config.json").read_text()).flow_epochs == 3
     assert sorted(p.name for p in (undisturbed / "grids").iterdir()) == [
-        "epoch_0001.png", "epoch_0005.png", "epoch_0008.png"]
+        "epoch_0001.png", "epoch_0005.png", "epoch_0006.png", "epoch_0008.png"]
     with Image.open(undisturbed / "grids" / "epoch_0008.png") as grid:
-        assert grid.size == (2 + 10 * 18, 2 + 5 * 18)
+        assert grid.size[0] == 2 + 10 * 18 and (grid.size[1] - 2) % 18 == 0
     assert list((undisturbed / "tensorboard").glob("events*"))
 
 
@@ -88,8 +92,9 @@ def test_a_cgan_logs_both_players_and_draws_its_faces(undisturbed_cgan):
     assert {"train_generator", "train_discriminator", "train_accuracy", "validation_parzen",
             "validation_diversity"} <= set(records[0])
     assert all(0 <= record["train_accuracy"] <= 1 and record["train_generator"] > 0 for record in records)
+    assert load_run(undisturbed_cgan).epoch == 4 and not (undisturbed_cgan / FLOW).exists()
     with Image.open(undisturbed_cgan / "grids" / "epoch_0004.png") as grid:
-        assert grid.size == (2 + 10 * 18, 2 + 5 * 18)
+        assert grid.size[0] == 2 + 10 * 18 and (grid.size[1] - 2) % 18 == 0
 
 
 def test_a_cgan_stopped_and_resumed_is_the_same_bit_for_bit(undisturbed_cgan, faces, tmp_path):
@@ -102,89 +107,20 @@ def test_a_cgan_stopped_and_resumed_is_the_same_bit_for_bit(undisturbed_cgan, fa
 
 
 def test_several_seeds_are_several_runs(faces, tmp_path):
-    assert train.main(arguments(faces, tmp_path / "run", "--epochs=1", "--seeds=3,5")) == 0
+    assert train.main(arguments(faces, tmp_path / "run", "--epochs=1", "--prior=gaussian", "--seeds=3,5")) == 0
     runs = [tmp_path / "run", tmp_path / "run-seed5"]
     assert [Config.from_json((run / "config.json").read_text()).seed for run in runs] == [3, 5]
     bounds = [read_metrics(run)[0]["validation_bound"] for run in runs]
     assert bounds[0] != bounds[1]
 
 
-FLOW = ["--preset=best", "--epochs=4", "--grid_every=4"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed_flow(undisturbed, faces, tmp_path_factory):
-    run = tmp_path_factory.mktemp("run") / "flow"
-    assert train.main(arguments(faces, run, f"--start_from={undisturbed}", *FLOW)) == 0
-    return run
-
-
-def test_a_flow_is_trained_on_a_finished_run_whose_networks_stay(undisturbed, undisturbed_flow, capsys):
-    before, after = load_run(undisturbed), load_run(undisturbed_flow)
-    assert after.system == "cmma (best)" and before.model.velocity is None
-    for name, tree in before.params.items():
-        jax.tree.map(np.testing.assert_array_equal, tree, after.params[name])
-    assert np.abs(after.params["flow"]["velocity"]["kernel"]).max() > 0
-    records = read_metrics(undisturbed_flow)
-    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
-    assert {"train_matching", "validation_matching"} <= set(records[0])
-    best = min(record["validation_matching"] for record in records)
-    with open_checkpoints(undisturbed_flow / "checkpoints") as checkpoints:
-        assert checkpoints.facts(checkpoints.best_step())[2] == {"score": -best}
-
-
-def test_a_flow_stopped_and_resumed_is_the_same_bit_for_bit(undisturbed, undisturbed_flow, faces, tmp_path):
-    run = tmp_path / "halves"
-    args = arguments(faces, run, f"--start_from={undisturbed}", *FLOW)
-    process = start(args)
-    waited = time.monotonic() + 240
-    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
-        assert process.poll() is None and time.monotonic() < waited
-        time.sleep(0.05)
-    process.kill()
-    process.communicate()
-    assert train.main(args) == 0
-    assert comparable(run) == comparable(undisturbed_flow)
-    jax.tree.map(np.testing.assert_array_equal, last_state(run), last_state(undisturbed_flow))
-
-
-@pytest.mark.parametrize("more, said", [
-    (["--model=cgan", "--batch_size=8"], "--prior=flow is out of range"),
-    (["--no-linear_path"], "--linear_path=False is out of range"),
-    (["--start_from=nowhere"], "no run in nowhere"),
-    (["--start_from=WHOLE", "--latent_size=5"], "has --latent_size=4, not 5"),
-    (["--start_from=WHOLE", "--model=vae"], "has --model=cmma, not vae"),
-    (["--start_from=FLOW"], "has a flow already")])
-def test_a_flow_without_a_fitting_start_is_refused(more, said, undisturbed, undisturbed_flow, faces, tmp_path, capsys):
-    more = [word.replace("WHOLE", str(undisturbed)).replace("FLOW", str(undisturbed_flow)) for word in more]
-    assert train.main(arguments(faces, tmp_path / "run", "--preset=best", *more)) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and said in error[0]
-    assert not (tmp_path / "run").exists()
-
-
-def test_killed_and_started_again_a_run_ends_the_same_bit_for_bit(undisturbed, faces, tmp_path):
-    run = tmp_path / "hurt"
-    process = start(arguments(faces, run, "--epochs=8"))
-    deadline = time.monotonic() + 120
-    while len(read_metrics(run)) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert 3 <= len(read_metrics(run)) < 8, "it should have been killed midway"
-    assert train.main(arguments(faces, run, "--epochs=8")) == 0
-    (step, state), (expected_step, expected) = last_state(run), last_state(undisturbed)
-    assert step == expected_step == 40
-    jax.tree.map(np.testing.assert_array_equal, state, expected)
-    assert comparable(run) == comparable(undisturbed)
-
-
 def test_streamed_from_memory_maps_a_run_is_the_same_bit_for_bit(undisturbed, faces, tmp_path):
     run, cache = tmp_path / "run", tmp_path / "cache"
-    args = arguments(faces, run, "--epochs=8", "--data_on_device=false", f"--cache={cache}")
+    args = arguments(faces, run, *LONG, "--data_on_device=false", f"--cache={cache}")
     assert train.main(args) == 0
     assert len(list(cache.glob("*/train.x.npy"))) == 1
-    jax.tree.map(np.testing.assert_array_equal, last_state(run), last_state(undisturbed))
+    for folder in (FIRST, FLOW):
+        jax.tree.map(np.testing.assert_array_equal, last_state(run, folder), last_state(undisturbed, folder))
     assert comparable(run) == comparable(undisturbed)
 
 
@@ -201,7 +137,7 @@ def start_two(args):
 @pytest.mark.parametrize("how, on_device", [("pmap", "true"), ("mesh", "false")])
 def test_two_processes_are_killed_and_resume_as_one_and_as_two(undisturbed, faces, tmp_path, how, on_device):
     runs = [tmp_path / "two", tmp_path / "then-one"]
-    args = [[*arguments(faces, run, "--epochs=8", f"--parallel={how}", f"--data_on_device={on_device}",
+    args = [[*arguments(faces, run, *LONG, f"--parallel={how}", f"--data_on_device={on_device}",
                         f"--cache={tmp_path / 'cache'}"), "--devices=0"] for run in runs]
     processes = start_two(args[0])
     deadline = time.monotonic() + 240
@@ -216,12 +152,14 @@ def test_two_processes_are_killed_and_resume_as_one_and_as_two(undisturbed, face
     processes = start_two(args[0])
     said = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    expected = last_state(undisturbed)[1].params
     for run in runs:
-        step, state = last_state(run)
-        assert step == 40 and [record["epoch"] for record in read_metrics(run)] == list(range(1, 9))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5), state.params, expected)
-    assert list((runs[0] / "checkpoints" / "40" / "state" / "ocdbt.process_1" / "d").iterdir())  # both have written
+        assert [record["epoch"] for record in read_metrics(run)] == list(range(1, 9))
+        for folder in (FIRST, FLOW):
+            (step, state), (last, expected) = last_state(run, folder), last_state(undisturbed, folder)
+            assert step == last == {FIRST: 25, FLOW: 15}[folder]
+            for name in ("params", "moving"):
+                jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state[name], expected[name])
+    assert list((runs[0] / FLOW / "15" / "state" / "ocdbt.process_1" / "d").iterdir())  # both have written
 
 
 BAD = {
@@ -230,6 +168,9 @@ BAD = {
     "unknown model": (["--model=cmaa"], ["cmaa", "did you mean 'cmma'"]),
     "gauthier's settings for another model": (["--preset=gauthier"], ["--model=cgan"]),
     "a batch that is no groups": (["--model=cgan", "--batch_size=6"], ["--batch_size=6", "multiple of 4"]),
+    "a flow over a vector": (["--latent_size=4", "--prior=flow"], ["--prior=flow", "gaussian"]),
+    "no epochs of the flow": (["--flow_epochs=0"], ["--flow_epochs=0", "--prior=gaussian"]),
+    "cells that do not divide the image": (["--latent_cells=5"], ["--latent_cells=5", "such as 4"]),
     "seeds that are none": (["--seeds=1,b"], ["--seeds=1,b", "commas between"]),
     "not a number": (["--epochs=many"], ["many", "epochs"]),
     "out of range": (["--attribute_dropout=2"], ["--attribute_dropout=2", "0 to 1"]),
@@ -269,8 +210,8 @@ def test_no_resume_refuses_to_touch_a_run(undisturbed, faces, capsys):
 
 
 def test_a_run_of_other_settings_is_named(undisturbed, faces, capsys):
-    assert train.main(arguments(faces, undisturbed, "--learning_rate=0.01")) == 2
-    assert "--learning_rate=0.001, not 0.01" in capsys.readouterr().err
+    assert train.main(arguments(faces, undisturbed, *LONG, "--learning_rate=0.01")) == 2
+    assert "--learning_rate=0.002, not 0.01" in capsys.readouterr().err
 
 
 def test_a_run_on_other_data_is_refused(undisturbed, faces, tmp_path, capsys):
@@ -278,7 +219,7 @@ def test_a_run_on_other_data_is_refused(undisturbed, faces, tmp_path, capsys):
     (tmp_path / "attributes.csv").write_text(text)
     for path in faces.glob("*.png"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert train.main(arguments(tmp_path, undisturbed, "--epochs=8")) == 2
+    assert train.main(arguments(tmp_path, undisturbed, *LONG)) == 2
     assert "trained on other data" in capsys.readouterr().err
 
 
@@ -286,32 +227,94 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(undist
                                                                             monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
-    step, before = last_state(run)
-    make_loss = train.make_loss
+    step, before = last_state(run, FLOW)
+    make_loss = stages.make_flow_loss
 
     def broken(*args):
         loss = make_loss(*args)
         return lambda *a: jax.tree.map(lambda v: v * np.nan, loss(*a))
 
-    monkeypatch.setattr(train, "make_loss", broken)
+    monkeypatch.setattr(stages, "make_flow_loss", broken)
     capsys.readouterr()
-    assert train.main(arguments(faces, run, "--epochs=9")) == 2
+    assert train.main(arguments(faces, run, "--epochs=5", "--flow_epochs=4")) == 2
     error = capsys.readouterr().err
-    assert "the loss was nan at step 41" in error and "--learning_rate" in error
-    assert last_state(run)[0] == step == 40
-    jax.tree.map(np.testing.assert_array_equal, last_state(run)[1], before)
+    assert "the loss was nan at step 16" in error and "--learning_rate" in error
+    assert last_state(run, FLOW)[0] == step == 15
+    jax.tree.map(np.testing.assert_array_equal, last_state(run, FLOW)[1], before)
+
+
+@pytest.mark.parametrize("size, more", [(32, []), (48, ["--prior=gaussian"])])
+def test_faces_of_other_sizes_train(size, more, faces, tmp_path):
+    """The folder's pictures are resized; a token is 2x2 cells of a quarter of the size."""
+    few = ["--epochs=1", "--flow_epochs=1", "--batch_size=20", *more]
+    assert train.main(arguments(faces, tmp_path / "run", *few, f"--image_size={size}")) == 0
+    run = load_run(tmp_path / "run")
+    assert run.spec.image_shape == (size, size, 3) and (run.model.velocity is None) == bool(more)
+
+
+def a_few_faces(folder, parts, attribute=lambda i: i % 2, picture=None):
+    """Writes a folder of as many pictures of 16x16 as parts say, {split: number}."""
+    rng, rows = np.random.default_rng(0), ["file,Red,split"]
+    for part, count in parts.items():
+        for _ in range(count):
+            i = len(rows) - 1
+            x = rng.integers(0, 256, (16, 16, 3), np.uint8) if picture is None else picture
+            Image.fromarray(x).save(folder / f"{i:02d}.png")
+            rows.append(f"{i:02d}.png,{attribute(i)},{part}")
+    (folder / "attributes.csv").write_text("\n".join(rows) + "\n")
+
+
+FEW = {
+    "one face": ({"train": 1, "validation": 1, "test": 1}, {}, "is 0 in all of the 1 training rows"),
+    "fewer than a batch": ({"train": 32, "validation": 1, "test": 1}, {},
+                           "32 training faces are fewer than --batch_size=100; give --batch_size=16"),
+    "nine": ({"train": 9, "validation": 1, "test": 1}, {}, "give --batch_size=4"),
+    "a part empty": ({"train": 9, "validation": 0, "test": 1}, {}, "has no row with split 'validation'"),
+    "one class alone": ({"train": 9, "validation": 1, "test": 1}, {"attribute": lambda i: 1}, "is 1 in all of the 9"),
+    "equal faces": ({"train": 100, "validation": 1, "test": 1}, {"picture": np.full((16, 16, 3), 7, np.uint8)},
+                    "the 100 training faces are all equal"),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_too_few_faces_are_told_in_one_line(name, tmp_path, capsys):
+    """With default settings."""
+    parts, how, words = FEW[name]
+    a_few_faces(tmp_path, parts, **how)
+    run = ["--dataset=folder", "--image_size=16", f"--data_dir={tmp_path}", f"--run_dir={tmp_path / 'run'}"]
+    assert train.main([*run, "--devices=1"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and words in error[0], error
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_faces_train_both_stages(tmp_path):
+    a_few_faces(tmp_path, {"train": 2, "validation": 1, "test": 1})
+    assert train.main([*arguments(tmp_path, tmp_path / "run"), "--batch_size=1", "--epochs=1", "--flow_epochs=1"]) == 0
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [2, 2]
 
 
 def test_presets_and_flags():
     assert train.parse([]) == PRESETS["default"]("cmma", "synthetic")
+    assert train.parse([]).prior == "flow" and train.parse(["--latent_size=2"]).prior == "gaussian"
+    assert train.parse(["--epochs=3", "--flow_epochs=4"]).all_epochs == 7
+    assert train.parse(["--epochs=3", "--prior=gaussian"]).all_epochs == 3
     paper = train.parse(["--preset=paper", "--dataset", "lfw", "--learning_rate=0.03"])
-    assert (paper.optimizer, paper.epochs, paper.learning_rate, paper.linear_path) == ("adagrad", 500, 0.03, False)
+    assert (paper.optimizer, paper.epochs, paper.learning_rate, paper.likelihood, paper.latent_size, paper.prior) == (
+        "adagrad", 500, 0.03, "gaussian", 500, "gaussian")
     assert paper.run_path() == "runs/cmma-lfw"
     gan = train.parse(["--model=cgan", "--preset=gauthier"])
     assert (gan.optimizer, gan.batch_size, gan.learning_rate, gan.momentum, gan.final_momentum, gan.latent_size,
             gan.discriminator_dropout) == ("sgd", 128, 0.004, 0.5, 0.7, 100, 0.5)
-    assert train.parse(["--model=cvae"]).linear_path and not train.parse(["--model=cgan"]).linear_path
     assert Config.from_json(paper.to_json()) == paper
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_commands_in_a_presets_docstring_are_its_own(name):
+    commands = re.findall(r"python train\.py (.*)", PRESETS[name].__doc__)
+    assert commands or name == "gauthier"
+    for command in commands:
+        assert train.parse(command.split()).preset == name
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"latent_sise": 3}), json.dumps({"epochs": -1})])
