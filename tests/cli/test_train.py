@@ -152,13 +152,13 @@ def test_two_processes_are_killed_and_resume_as_one_and_as_two(undisturbed, face
     processes = start_two(args[0])
     said = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
+    figures = ("train_loss", "validation_bound", "validation_kl", "validation_matching")
     for run in runs:
-        assert [record["epoch"] for record in read_metrics(run)] == list(range(1, 9))
-        for folder in (FIRST, FLOW):
-            (step, state), (last, expected) = last_state(run, folder), last_state(undisturbed, folder)
-            assert step == last == {FIRST: 25, FLOW: 15}[folder]
-            for name in ("params", "moving"):
-                jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state[name], expected[name])
+        for found, expected in zip(read_metrics(run), read_metrics(undisturbed), strict=True):
+            assert (found["epoch"], found["step"]) == (expected["epoch"], expected["step"])
+            for name in found.keys() & set(figures):
+                assert found[name] == pytest.approx(expected[name], rel=1e-3), (found["epoch"], name)
+        assert [last_state(run, folder)[0] for folder in (FIRST, FLOW)] == [25, 15]
     assert list((runs[0] / FLOW / "15" / "state" / "ocdbt.process_1" / "d").iterdir())  # both have written
 
 

@@ -102,7 +102,7 @@ def a_dataset(kind: str = "binary") -> Dataset:
 
 
 def a_model() -> bytes:
-    config, spec = Config(image_size=16, latent_size=2, width=1, prior_hidden=2), a_dataset().spec
+    config, spec = Config(image_size=16, latent_size=2, width=1, prior_hidden=2, prior="gaussian"), a_dataset().spec
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch) / "model.safetensors"
         compact.write_compact(path, config, spec, 1, 1, jax.jit(cmma(config, spec).init)(jax.random.key(0)))

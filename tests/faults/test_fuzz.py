@@ -12,7 +12,7 @@ pytest.importorskip("hypothesis", reason="the inputs are Hypothesis's")
 
 from cmma_jax.data import lfw  # noqa: E402
 from cmma_jax.errors import InputError  # noqa: E402
-from cmma_jax.training.checkpoint import open_checkpoints, set_damaged_aside  # noqa: E402
+from cmma_jax.training.checkpoint import FLOW, open_checkpoints, set_damaged_aside  # noqa: E402
 from cmma_jax.training.runs import load_run  # noqa: E402
 from tests.faults import fuzz  # noqa: E402
 from tests.faults.kill import ROOT  # noqa: E402
@@ -70,7 +70,7 @@ def test_a_checkpoint_by_an_enemy_runs_nothing(named_runs, tmp_path, enemy):
     """Each of its files in turn, and a file of every usual name beside them, holds a pickle."""
     content, mark = enemy
     original = named_runs / "cvae"
-    step = next((original / "checkpoints").glob("[0-9]*")).relative_to(original)
+    step = next((original / FLOW).glob("[0-9]*")).relative_to(original)
     files = sorted(path.relative_to(original) for path in (original / step).rglob("*") if path.is_file())
     assert len(files) > 5
     named = 0
@@ -80,7 +80,7 @@ def test_a_checkpoint_by_an_enemy_runs_nothing(named_runs, tmp_path, enemy):
         (run / file).write_bytes(content)
         for name in ("state.pkl", "checkpoint.pt", "params.npy", "metadata.pkl"):
             (run / step / name).write_bytes(content)
-        for read in (load_run, lambda run: set_damaged_aside(run / "checkpoints")):
+        for read in (load_run, lambda run: set_damaged_aside(run / FLOW)):
             try:
                 read(run)
             except InputError:

@@ -83,3 +83,10 @@ def test_a_save_that_never_ends_is_given_up(tmp_path, state, small, monkeypatch)
     save_all(tmp_path / "c", state, small, {2: 0.0})
     with open_checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.steps() == [2]
+
+
+def test_a_save_is_never_left_out_because_its_step_is_not_above_the_last(tmp_path, state, small):
+    save_all(tmp_path / "c", state, small, {5: 1.0})
+    save_all(tmp_path / "c", state, small, {3: 2.0})
+    with open_checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.steps() == [3, 5] and checkpoints.best_step() == 3

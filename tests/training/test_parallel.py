@@ -1,4 +1,4 @@
-"""What parallel.py says of the machine; that all placements train alike stands in test_training.py."""
+"""What parallel.py says of the machine; that all placements train alike stands in test_step.py."""
 
 import math
 import os

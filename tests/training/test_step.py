@@ -16,7 +16,7 @@ from cmma_jax.training import parallel
 from cmma_jax.training.config import Config
 from cmma_jax.training.step import begin, fit, make_flow_optimizer, make_optimizer, make_run, make_step
 
-ROUNDING = 5e-5  # after some steps, which magnify it; other noise is seen at 1e-2
+ROUNDING = 5e-6  # after some steps, which magnify it; other noise is seen at 1e-2
 
 
 def settings(**more):
@@ -25,7 +25,8 @@ def settings(**more):
                      **more})
 
 
-OPTIMIZER, _ = make_optimizer(settings(learning_rate=0.02, warmup_steps=4, clip_norm=1.0), 24)
+# Not adagrad: where a gradient is 0 but for rounding, as of a bias before a norm, its first step is of full length.
+OPTIMIZER, _ = make_optimizer(settings(optimizer="sgd", learning_rate=0.1, warmup_steps=4, clip_norm=1.0), 24)
 
 
 def of_the_first_stage(params):
@@ -134,13 +135,14 @@ def test_half_the_epochs_and_then_the_rest_are_the_whole_bit_for_bit(small, one_
 @pytest.mark.parametrize("devices, how", [(2, "pmap"), (4, "mesh")])
 def test_several_devices_train_the_same_flow_as_one_and_leave_the_rest_as_it_is(small, devices, how):
     """With its average, and the first stage's parameters in the state, where no step changes a bit of them."""
-    optimizer, _ = make_flow_optimizer(settings(flow_rate=1e-3, warmup_steps=2), 6)
+    optimizer = optax.sgd(0.1, 0.5)
     frozen = {name: tree for name, tree in small.params.items() if name != "flow"}
     results = []
     for count in (1, devices):
         placement = parallel.place(count, how, 16)
         state = jax.tree.map(np.array, begin({"flow": small.params["flow"]}, optimizer, 0.9995, frozen))
-        step = make_step(make_flow_loss(small.model, 0.1, 0.3), optimizer, 5, 16, True, placement, 0.9995, 2)
+        step = make_step(make_flow_loss(small.model, 0.1, 0.3, dropout=True), optimizer, 5, 16, True, placement,
+                         0.9995, 2)
         for now, means in fit(make_run(step, placement), state, small.data.train, placement, 5, 16, 1, 3):
             last = jax.tree.map(np.array, placement.get(now)), means["matching"]
         results.append(last)
@@ -223,7 +225,7 @@ def test_the_flows_optimiser_shrinks_matrices_alone():
 
 def test_the_average_is_of_the_parameters_that_the_steps_move(small):
     """Against the steps without it, which are the same, and the sum of the weights written out."""
-    optimizer, _ = make_optimizer(settings(learning_rate=0.02), 24)
+    optimizer, _ = make_optimizer(settings(optimizer="sgd", learning_rate=0.1), 24)
     placement, loss = parallel.place(1, "pmap", 16), make_loss(small.gaussian, 0.3, 1.0)
     states = {}
     for average in (0.0, 0.6):
