@@ -742,6 +742,7 @@ $("notice").textContent = `The faces are of a research data set (${about.dataset
   "annotators and classifiers, with their biases: they say nothing about what a person is.";
 
 $("guidance").value = about.guidance;
+busy(0);
 showPicker();
 showSwipe();
 open(["make", "change", "inside", "compare"].find((name) => location.hash === `#${name}`) ?? "make");
