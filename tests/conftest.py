@@ -3,15 +3,17 @@
 import csv
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
 from typing import NamedTuple
 
 # LLVM's third level takes three quarters of the time that a small program's compilation takes, and gains it nothing.
-# The last flag is the package's own, which it sets where there are none.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1 "
-                                   "--xla_cpu_experimental_ynn_fusion_type=")
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # the package's own, which it sets where there are none
+    FLAGS += " --xla_cpu_experimental_ynn_fusion_type="
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -81,6 +83,12 @@ class Small(NamedTuple):
     model: Model
     gaussian: Model
     params: dict
+
+    def variant(self, kind: str = "binary", **changes) -> tuple[Model, dict]:
+        """Returns another model for the data, its attributes of another kind, and random parameters."""
+        spec = dataclasses.replace(self.data.spec, kind=kind)
+        model = make_model(dataclasses.replace(self.config, **changes), spec)
+        return model, jax.tree.map(jax.numpy.asarray, random_params(model))
 
 
 def random_params(model: Model, gain: float = 1.0) -> dict:

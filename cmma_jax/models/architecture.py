@@ -43,15 +43,16 @@ class Architecture:
     Parameters, heads, the solver's state and times, and every log-probability are float32."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_channels", "width", "components", "prior_hidden", "flow_blocks"):
+        for name in ("latent_channels", "width", "blocks", "components", "prior_hidden", "flow_blocks"):
             check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("latent_size", "latent_cells", "blocks"):
+        for name in ("latent_size", "latent_cells"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         check(self.flow_width > 0 and self.flow_width % 64 == 0, "flow_width", self.flow_width, "a multiple of 64")
         if self.latent_size or self.model == "cgan":
             check(self.prior == "gaussian", "prior", self.prior, "gaussian: the flow is one over a map of latents, "
                   f"which a {'CGAN' if self.model == 'cgan' else 'vector of them'} has not")
         if self.model == "cgan":
+            check(self.latent_size > 0, "latent_size", self.latent_size, "a number above 0: a CGAN's noise is a vector")
             check(self.precision == "float32", "precision", self.precision, "float32: a CGAN's networks have no other")
 
 

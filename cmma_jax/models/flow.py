@@ -70,13 +70,20 @@ def from_noise(model: Model, params: Params, noise: jax.Array, wanted: Wanted,
     y, mask = wanted
     nothing = Wanted(jnp.zeros_like(y), jnp.zeros_like(mask))
 
-    def velocity(u: jax.Array, t: jax.Array) -> jax.Array:
-        if guidance is None:
-            return model.velocity(params, u, _everywhere(t, u), y, mask)
-        toward, away = _both(model, params, u, t, Wanted(y, mask), nothing)
+    def plain(u: jax.Array, t: jax.Array) -> jax.Array:
+        return model.velocity(params, u, _everywhere(t, u), y, mask)
+
+    def guided(u: jax.Array, t: jax.Array) -> jax.Array:
+        toward, away = _both(model, params, u, t, wanted, nothing)
         return toward + (jnp.asarray(guidance) - 1) * (toward - away)
 
-    return _latent(params, _heun(velocity, noise, 0.0, 1.0, steps)[0])
+    def solve(velocity: Callable) -> Callable[[jax.Array], jax.Array]:
+        return lambda noise: _heun(velocity, noise, 0.0, 1.0, steps)[0]
+
+    if guidance is None:
+        return _latent(params, solve(plain)(noise))
+    # In a batch twice as large the plain velocity would round otherwise.
+    return _latent(params, jax.lax.cond(jnp.asarray(guidance) == 1, solve(plain), solve(guided), noise))
 
 
 def to_noise(model: Model, params: Params, z: jax.Array, known: Wanted, steps: int = STEPS) -> jax.Array:

@@ -1,13 +1,26 @@
-"""Eqs. 7-10 against SciPy, float64 quadrature and Monte Carlo, in value and gradient."""
+"""Eqs. 7-10 and the mixture of logistics against SciPy, float64 quadrature and Monte Carlo, in value and gradient."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.special
 import scipy.stats
 
-from cmma_jax.models.distributions import Bernoulli, Gaussian, fold_each, kl, split_each, standard_normal, sum_event
+from cmma_jax.models.distributions import (
+    Bernoulli,
+    Gaussian,
+    LogisticMixture,
+    fold_each,
+    kl,
+    split_each,
+    standard_normal,
+    sum_event,
+)
+from cmma_jax.models.model import LOG_SCALE_FLOOR
 
 RNG = np.random.default_rng(0)
 SHAPE = (5, 7)
@@ -27,6 +40,12 @@ def test_gaussian_density_integrates_to_one():
     p = Gaussian(jnp.float32(0.3), jnp.float32(-1.0))
     total, _ = scipy.integrate.quad(lambda x: float(jnp.exp(p.log_prob(jnp.float32(x)))), -6, 6, limit=200)
     assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_gaussian_entropy_is_scipys():
+    p = random_gaussian()
+    expected = scipy.stats.norm(np.float64(p.mean), np.exp(np.float64(p.logvar) / 2)).entropy()
+    np.testing.assert_allclose(p.entropy, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_kl_is_the_integral_of_the_log_ratio():
@@ -130,3 +149,145 @@ def test_a_number_is_folded_into_each_key():
     folded = jax.random.key_data(fold_each(keys, 7))
     np.testing.assert_array_equal(folded[2], jax.random.key_data(fold_each(keys[2], 7)))
     assert len(np.unique(jnp.concatenate([folded, jax.random.key_data(fold_each(keys, 8))]), axis=0)) == 12
+
+
+K = 3
+CENTRE = np.asarray([0.5, 0.3, 0.7], np.float32)
+
+
+def random_mixture(pixels: int, log_scale: float = math.log(0.1)) -> LogisticMixture:
+    """A mixture for a row of pixels, [1, 1, pixels, ...]."""
+    rng, shape = np.random.default_rng(2), (1, 1, pixels, 3, K)
+    weights = rng.dirichlet(np.ones(K), (1, 1, pixels))
+    parts = (np.log(weights), rng.uniform(0, 1, shape), log_scale + rng.normal(0, 0.7, shape),
+             rng.uniform(-1, 1, shape), np.broadcast_to(CENTRE, (1, 1, pixels, 3)))
+    return LogisticMixture(*(jnp.asarray(part, jnp.float32) for part in parts))
+
+
+def interval_log_mass(value, mean, scale):
+    """log of a logistic's mass in the interval around a byte, in float64, the tails to 0 and 255; arrays alike."""
+    mean, scale = (np.asarray(a, np.float64) for a in (mean, scale))
+    low = np.where(value == 0, -np.inf, (value - 0.5) / 255)
+    high = np.where(value == 255, np.inf, (value + 0.5) / 255)
+    right = value / 255 > mean  # from the side where the two do not cancel
+    logistic = scipy.stats.logistic(mean, scale)
+    large = np.where(right, logistic.logsf(low), logistic.logcdf(high))
+    little = np.where(right, logistic.logsf(high), logistic.logcdf(low))
+    return large + np.log1p(-np.exp(little - large))
+
+
+def log_masses(p: LogisticMixture, x: np.ndarray) -> np.ndarray:
+    """log P of bytes x [1, 1, N, 3] by the chain of conditional logistics in each component, in float64."""
+    red, green = (((x[..., i] / 255) - np.float64(p.centre)[..., i])[..., None] for i in (0, 1))
+    means, slopes, scales = np.float64(p.means), np.float64(p.slopes), np.exp(np.float64(p.log_scales))
+    moved = [means[..., 0, :], means[..., 1, :] + slopes[..., 0, :] * red,
+             means[..., 2, :] + slopes[..., 1, :] * red + slopes[..., 2, :] * green]
+    parts = sum(interval_log_mass(x[..., i, None], moved[i], scales[..., i, :]) for i in range(3))
+    return scipy.special.logsumexp(np.float64(p.log_weights) + parts, axis=-1)
+
+
+def as_pixels(x: np.ndarray) -> jax.Array:
+    return jnp.asarray(x / 255, jnp.float32)
+
+
+@pytest.mark.parametrize("log_scale, tolerance", [(math.log(0.1), 1e-4), (LOG_SCALE_FLOOR, 3e-2), (3.0, 1e-4)])
+def test_the_mass_of_a_byte_is_the_integral_of_the_logistics_over_its_interval(log_scale, tolerance):
+    """At the sharpest scales, too, where a rounded mean moves a mass of e^-1000 by some of its digits."""
+    p = random_mixture(2000, log_scale)
+    x = np.random.default_rng(3).integers(0, 256, (1, 1, 2000, 3))
+    x[:, :, :300], x[:, :, 300:600] = x[:, :, :300] // 200 * 255, x[:, :, 300:600] // 254 * 255
+    expected = log_masses(p, x)
+    mass, density = jax.jit(lambda p, x: (p.log_mass(x), p.log_prob(x)))(p, as_pixels(x))
+    np.testing.assert_allclose(mass, expected, rtol=1e-4, atol=tolerance)
+    np.testing.assert_allclose(density, expected + 3 * np.log(255), rtol=1e-4, atol=tolerance)
+
+
+def certain(p: LogisticMixture, x: np.ndarray, channels: tuple[int, ...]) -> LogisticMixture:
+    """The mixture with all mass of some channels at the bytes x, [3]."""
+    where = np.isin(np.arange(3), channels)[None, None, None, :, None]
+    return p._replace(means=jnp.where(where, as_pixels(x)[None, None, None, :, None], p.means),
+                      log_scales=jnp.where(where, -9.5, p.log_scales))
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+@pytest.mark.parametrize("log_scale", [LOG_SCALE_FLOOR, math.log(0.1), 0.0, 5.0])
+def test_the_masses_of_a_channels_256_values_sum_to_one_given_the_others(channel, log_scale):
+    """Those before it at a byte of which the model is certain, on which it is regressed; those behind as well."""
+    at = np.asarray([200, 31, 90])
+    p = certain(random_mixture(1, log_scale), at, tuple(i for i in range(3) if i != channel))
+    keep = np.tril(np.ones((3, 3)), -1)[channel][[0, 0, 1]] * (np.asarray([1, 2, 2]) == channel)
+    p = p._replace(slopes=p.slopes * jnp.asarray(keep, jnp.float32)[None, None, None, :, None])
+    x = np.broadcast_to(at, (256, 3)).copy()
+    x[:, channel] = np.arange(256)
+    found = jax.jit(jax.vmap(LogisticMixture.log_mass, (None, 0)))(p, as_pixels(x)[:, None, None, None])
+    masses = np.exp(np.float64(found))
+    assert masses.sum() == pytest.approx(1, abs=2e-4)
+    assert channel == 0 or float(jnp.abs(p.slopes).max()) > 0.1
+
+
+def test_the_masses_of_all_greens_and_blues_sum_to_that_of_the_red():
+    p = random_mixture(1, math.log(0.05))
+    green, blue = np.meshgrid(np.arange(256), np.arange(256))
+
+    def plane(red):
+        x = jnp.stack([jnp.full(65536, red), green.ravel() / 255, blue.ravel() / 255], -1).astype(jnp.float32)
+        return jnp.exp(jax.vmap(p.log_mass)(x[:, None, None, None])).sum()
+
+    reds = np.asarray([0, 30, 100, 128, 180, 255])
+    sums = jax.jit(lambda: jax.lax.map(plane, jnp.asarray(reds / 255, jnp.float32)))()
+    first = interval_log_mass(reds[:, None], p.means[0, 0, 0, 0], np.exp(np.float64(p.log_scales[0, 0, 0, 0])))
+    np.testing.assert_allclose(sums, (np.exp(np.float64(p.log_weights[0, 0, 0]) + first)).sum(-1), rtol=1e-3)
+
+
+def test_a_mixtures_mean_is_that_of_its_draws():
+    p, n = random_mixture(2), 400_000
+    rng, mean = np.random.default_rng(4), np.asarray(p.mean, np.float64)[0, 0]
+    for i in range(2):
+        chosen = rng.choice(K, n, p=scipy.special.softmax(np.float64(p.log_weights[0, 0, i])))
+        means, scales, slopes = (np.float64(a[0, 0, i])[:, chosen] for a in (p.means, np.exp(p.log_scales), p.slopes))
+        noise = scales * rng.logistic(size=(3, n))
+        red = means[0] + noise[0]
+        green = means[1] + slopes[0] * (red - CENTRE[0]) + noise[1]
+        blue = means[2] + slopes[1] * (red - CENTRE[0]) + slopes[2] * (green - CENTRE[1]) + noise[2]
+        draws = np.stack([red, green, blue])
+        assert (np.abs(draws.mean(1) - mean[i]) < 4 * draws.std(1) / np.sqrt(n)).all()
+
+
+def test_extreme_logistics_give_finite_masses_and_gradients():
+    """A pixel each of means far beyond and within, sharp and wide, at 0, in the middle and at 255."""
+    mean, log_scale, byte = (jnp.asarray(a.reshape(1, 1, -1)) for a in np.meshgrid(
+        np.float32([-1e4, 0.5, 1e4]), np.float32([LOG_SCALE_FLOOR, 0, 30, 1e4]), np.float32([0, 128, 255])))
+    shape = (*mean.shape, 3, K)
+    p = LogisticMixture(jnp.full((*mean.shape, K), -math.log(K)), jnp.broadcast_to(mean[..., None, None], shape),
+                        jnp.broadcast_to(log_scale[..., None, None], shape), jnp.full(shape, 0.9),
+                        jnp.full((*mean.shape, 3), 0.5))
+
+    @jax.jit
+    def masses(p):
+        value, pull = jax.vjp(lambda p: p.log_mass(jnp.repeat(byte[..., None], 3, -1) / 255), p)
+        return value, pull(jnp.ones_like(value))[0]
+
+    value, gradients = masses(p)
+    assert value.size == 36 and np.isfinite(value).all() and (value <= 0).all()
+    assert all(np.isfinite(leaf).all() for leaf in gradients)
+
+
+@pytest.mark.parametrize("byte", [0, 77, 255])
+def test_a_perfect_model_of_constants_needs_no_bits(byte):
+    """At the sharpest scale that a model has."""
+    shape = (1, 1, 1, 3, 1)
+    p = LogisticMixture(jnp.zeros((1, 1, 1, 1)), jnp.full(shape, byte / 255), jnp.full(shape, LOG_SCALE_FLOOR),
+                        jnp.zeros(shape), jnp.zeros((1, 1, 1, 3)))
+    bits = -float(p.log_mass(jnp.full((1, 1, 1, 3), byte / 255))[0, 0, 0]) / 3 / math.log(2)
+    assert 0 <= bits < 0.01
+
+
+def test_a_perfect_model_of_even_bytes_needs_8_bits():
+    """256 logistics, one at each value of red; green and blue are constant."""
+    shape = (1, 1, 1, 3, 256)
+    means = jnp.full(shape, 0.5).at[..., 0, :].set(jnp.arange(256) / 255)
+    p = LogisticMixture(jnp.full((1, 1, 1, 256), -8 * math.log(2)), means, jnp.full(shape, -10.0), jnp.zeros(shape),
+                        jnp.zeros((1, 1, 1, 3)))
+    red = jnp.arange(256)[:, None, None, None, None] / 255
+    x = jnp.concatenate([red, jnp.full((256, 1, 1, 1, 2), 0.5)], -1)
+    np.testing.assert_allclose(jax.jit(jax.vmap(p.log_mass))(x), -8 * math.log(2), atol=1e-4)

@@ -1,19 +1,34 @@
 """Structure of the models, through gradients, and their behaviour at the edges."""
 
 import dataclasses
+import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmma_jax.data.dataset import Faces, make_dataset, pixels
-from cmma_jax.models import layers
-from cmma_jax.models.distributions import Bernoulli, Gaussian
-from cmma_jax.models.model import MODELS, PIXEL_LOGVAR_FLOOR, cgan, cmma, count_parameters, cvae, encode_attributes, vae
-from cmma_jax.models.networks import GROUP
+from cmma_jax.data.dataset import pixels
+from cmma_jax.errors import InputError
+from cmma_jax.models.distributions import Bernoulli, Gaussian, LogisticMixture
+from cmma_jax.models.model import (
+    LOG_SCALE_FLOOR,
+    PIXEL_LOGVAR_FLOOR,
+    START_LOG_SCALE,
+    all_params,
+    cmma,
+    count_parameters,
+    encode_attributes,
+    make_model,
+)
+from cmma_jax.models.networks import GROUP, Up, VelocityNetwork
 from cmma_jax.models.objectives import elbo
-from cmma_jax.training.config import Config
+from cmma_jax.models.spec import Spec
+from cmma_jax.training.config import Config, default, paper
+
+MAP, VECTOR = {"prior": "gaussian"}, {"prior": "gaussian", "latent_size": 6}
+KINDS = {"mixture": {"likelihood": "logistic_mixture"}, "gaussian": {"likelihood": "gaussian"}}
 
 
 def grad(function, argnums=0):
@@ -26,33 +41,87 @@ def arrays(small, n=4):
     return pixels(jnp.asarray(faces.x[:n])), jnp.asarray(faces.y[:n]), jnp.asarray(faces.mask[:n])
 
 
+
 def total(tree):
     return sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def test_likelihood_does_not_depend_on_attributes_given_z(small):
-    x, y, mask = arrays(small)
-    z = jnp.ones((len(x), small.config.latent_size))
-    gradient = grad(lambda y: total(small.model.likelihood(small.params, z, y, mask)))(y)
-    np.testing.assert_array_equal(gradient, 0)
+def z_for(config, n=4):
+    size = config.latent_size or (config.latent_cells or config.image_size // 4)**2 * config.latent_channels
+    return jax.random.normal(jax.random.key(4), (n, size))
 
 
-def test_prior_and_posterior_depend_on_attributes_and_posterior_on_the_face(small):
+@pytest.fixture(scope="module", params=["map", "vector"])
+def shape(request):
+    """What sets the latents' shape."""
+    return {"map": {}, "vector": VECTOR}[request.param]
+
+
+def of(small, **changes):
+    """Returns (config, model, params) of a variant."""
+    return dataclasses.replace(small.config, **changes), *small.variant(**changes)
+
+
+def test_a_cmmas_likelihood_does_not_depend_on_attributes_given_z(small, shape):
     x, y, mask = arrays(small)
-    full = jnp.ones_like(mask)
+    config, model, params = of(small, **shape)
+    z = z_for(config)
+    by_z, by_y = grad(lambda z, y: total(model.likelihood(params, z, y, mask)), (0, 1))(z, y)
+    np.testing.assert_array_equal(by_y, 0)
+    assert (by_z != 0).all()
+
+
+def test_prior_posterior_and_velocity_depend_on_attributes_and_posterior_on_the_face(small):
+    x, y, mask = arrays(small)
+    full, t = jnp.ones_like(mask), jnp.full(4, 0.4)
     assert (grad(lambda y: total(small.model.prior(small.params, y, full)))(y) != 0).all()
     by_x, by_y = grad(lambda x, y: total(small.model.posterior(small.params, x, y, full)), (0, 1))(x, y)
     assert (by_y != 0).all()
     assert (by_x != 0).mean() > 0.99
+    by_u, by_y = grad(lambda u, y: total(small.model.velocity(small.params, u, t, y, full)), (0, 1))(
+        z_for(small.config), y)
+    assert (by_u != 0).all() and (by_y != 0).all()
 
 
-def test_an_unknown_attributes_value_changes_nothing_and_being_known_does(small):
+def test_each_part_has_its_own_parameters_and_uses_no_others(small):
+    x, y, mask = arrays(small)
+    z, t, m = z_for(small.config), jnp.full(4, 0.4), small.model
+    parts = {"f": lambda p: m.prior(p, y, mask), "h": lambda p: m.posterior(p, x, y, mask),
+             "g": lambda p: m.likelihood(p, z, y, mask), "h2": lambda p: m.attributes(p, z),
+             "flow": lambda p: m.velocity(p, z, t, y, mask)}
+
+    @jax.jit
+    def sizes(params):
+        gradients = {part: jax.grad(lambda p, run=run: total(run(p)))(params) for part, run in parts.items()}
+        return {part: {name: total(tree) for name, tree in found.items()} for part, found in gradients.items()}
+
+    for part, found in sizes(small.params).items():
+        assert {name for name, size in found.items() if size} == {part}
+
+
+def test_holes_have_no_influence_and_being_known_does(small):
     x, y, _ = arrays(small)
-    mask = jnp.ones((len(x), 5), bool).at[:, 2].set(False)
-    for part in (lambda y, m: small.model.prior(small.params, y, m),
-                 lambda y, m: small.model.posterior(small.params, x, y, m)):
-        np.testing.assert_array_equal(part(y, mask).mean, part(y.at[:, 2].set(7.0), mask).mean)
-        assert (part(y, mask).mean != part(y, mask.at[:, 2].set(True)).mean).all()
+    mask, t, z = jnp.ones((len(x), 5), bool).at[:, 2].set(False), jnp.full(4, 0.4), z_for(small.config)
+    sees, params = small.variant(model="cvae", width=16)
+    for part in (lambda y, m: small.model.prior(small.params, y, m).mean,
+                 lambda y, m: small.model.posterior(small.params, x, y, m).mean,
+                 lambda y, m: small.model.velocity(small.params, z, t, y, m),
+                 lambda y, m: sees.likelihood(params, z, y, m).mean):
+        part = jax.jit(part)
+        np.testing.assert_array_equal(part(y, mask), part(y.at[:, 2].set(7.0), mask))
+        moved = part(y, mask) != part(y, mask.at[:, 2].set(True))
+        assert moved.reshape(len(x), -1).any(1).all()
+
+
+def test_with_no_attribute_known_none_has_a_gradient(small):
+    x, y, mask = arrays(small)
+    empty, t, z = jnp.zeros_like(mask), jnp.full(4, 0.4), z_for(small.config)
+
+    def everything(y):
+        return total([small.model.posterior(small.params, x, y, empty), small.model.prior(small.params, y, empty),
+                      small.model.velocity(small.params, z, t, y, empty)])
+
+    np.testing.assert_array_equal(grad(everything)(y), 0)
 
 
 def test_encoding_tells_no_from_unknown():
@@ -61,196 +130,315 @@ def test_encoding_tells_no_from_unknown():
     np.testing.assert_array_equal(encode_attributes(y, mask, "real"), [[0, 1, 0, 1, 1, 0]])
 
 
-def test_a_new_model_says_mean_face_data_spread_and_a_standard_prior(small):
+@pytest.mark.parametrize("likelihood", ["logistic_mixture", "gaussian"])
+def test_a_new_model_has_the_mean_face_the_datas_spread_a_standard_prior_and_no_velocity(small, likelihood):
     spec = small.data.spec
-    config = Config(latent_size=6, width=4, prior_hidden=8, linear_path=False)
-    model = cmma(config, spec)
-    params = jax.jit(model.init)(jax.random.key(0))
+    model = cmma(dataclasses.replace(small.config, likelihood=likelihood), spec)
+    params = jax.jit(functools.partial(all_params, model))(jax.random.key(0))
     x, y, mask = arrays(small)
-    p = model.likelihood(params, jnp.ones((len(x), 6)), y, mask)
-    np.testing.assert_allclose(p.mean, jnp.broadcast_to(spec.mean_face[None], x.shape), rtol=1e-6)
-    np.testing.assert_allclose(p.logvar, 2 * np.log(spec.pixel_std), rtol=1e-5)
-    np.testing.assert_array_equal(model.prior(params, y, mask), 0)
-    assert "linear" not in params["f"] | params["g"] | params["h"]
+    z = z_for(small.config)
+    p, prior, q, velocity = jax.jit(lambda z: (
+        model.likelihood(params, z, y, mask), model.prior(params, y, mask), model.posterior(params, x, y, mask),
+        model.velocity(params, z, jnp.full(4, 0.4), y, mask)))(z)
+    face, near = jnp.broadcast_to(spec.mean_face[None], x.shape), 0.0 if likelihood == "gaussian" else 0.3
+    np.testing.assert_allclose(p.mean, face, rtol=1e-6, atol=near * spec.pixel_std + 1e-6)
+    if likelihood == "gaussian":
+        np.testing.assert_allclose(p.logvar, 2 * np.log(spec.pixel_std), rtol=1e-5)
+    else:  # a logistic's deviation is pi / sqrt(3) times its scale
+        deviation = np.exp(p.log_scales - START_LOG_SCALE) * np.pi / 3**0.5
+        np.testing.assert_allclose(deviation, spec.pixel_std, rtol=0.5)
+        assert np.ptp(p.means, -1).min() > 0  # no two logistics are alike
+    assert not prior.mean.any() and not prior.logvar.any() and not velocity.any()
+    assert 1e-3 < float(q.mean.std()) < 0.3 and not q.logvar.any()  # a mean that says nothing would go on so
 
 
-def test_pixel_variance_has_the_floor_of_8_bit_rounding(small):
-    x, y, mask = arrays(small)
-    p = small.model.likelihood(small.params, 1e4 * jnp.ones((len(x), 6)), y, mask)
-    assert float(p.logvar.min()) >= np.float32(PIXEL_LOGVAR_FLOOR)
+def test_pixels_are_no_sharper_than_their_rounding(small):
+    _, y, mask = arrays(small)
+    for likelihood, name, floor in (("gaussian", "logvar", PIXEL_LOGVAR_FLOOR),
+                                    ("logistic_mixture", "log_scales", LOG_SCALE_FLOOR)):
+        model, params = small.variant(likelihood=likelihood)
+        far = params | {"g": jax.tree.map(lambda a: 10 * a, params["g"])}
+        found = getattr(jax.jit(model.likelihood)(far, z_for(small.config), y, mask), name)
+        assert float(found.min()) == np.float32(floor)
     assert np.log(1 / 255**2 / 12) == pytest.approx(PIXEL_LOGVAR_FLOOR, abs=1e-3)
+    inside = np.tanh(np.exp(-np.log(255) - LOG_SCALE_FLOOR) / 4)  # a logistic's mass half an interval either way
+    assert 1 - inside == pytest.approx(2 * np.exp(-6), rel=0.1)
 
 
-@pytest.mark.parametrize("variance, alike", [("pixel", ()), ("channel", (1, 2)), ("shared", (1, 2, 3))])
-def test_a_shared_variance_is_one_for_its_pixels_and_another_for_another_face(small, variance, alike):
-    x, y, mask = arrays(small)
-    z = jax.random.normal(jax.random.key(0), (len(x), 6))
-    model = cmma(dataclasses.replace(small.config, variance=variance), small.data.spec)
-    p, plain = model.likelihood(small.params, z, y, mask), small.model.likelihood(small.params, z, y, mask)
-    np.testing.assert_array_equal(p.mean, plain.mean)
-    for axes in ((1, 2), (1, 2, 3)):
-        assert (np.ptp(p.logvar, axes).max() < 1e-5) == (set(axes) <= set(alike))
-    assert np.ptp(p.logvar, 0).min() > 1e-4
-    np.testing.assert_allclose(p.logvar.mean(alike), plain.logvar.mean(alike), rtol=1e-5)
+@pytest.mark.parametrize("name, kind, latent, likelihood", [
+    ("cmma", "binary", "map", "mixture"), ("cmma", "real", "map", "gaussian"),
+    ("cmma", "real", "vector", "mixture"), ("cmma", "binary", "vector", "gaussian"),
+    ("cvae", "binary", "map", "mixture"), ("cvae", "real", "vector", "gaussian"),
+    ("vae", "binary", "map", "gaussian"), ("vae", "binary", "vector", "mixture")])
+def test_every_model_has_its_shapes_and_is_finite_at_extremes(small, name, kind, latent, likelihood):
+    """Faces all black and all white, latents and attributes far out, none, all and some attributes, a batch of one.
+    Between them the cases have every pair of a model, a shape of z and a likelihood.
+    """
+    latent = {"map": MAP, "vector": VECTOR}[latent]
+    config = dataclasses.replace(small.config, **latent)
+    model, params = small.variant(kind, model=name, **latent, **KINDS[likelihood])
+    x = pixels(jnp.asarray(small.data.train.x[:4])).at[0].set(0.0).at[1].set(1.0)
+    y = jnp.asarray(small.data.train.y[:4]).at[3].set(1.0 if kind == "binary" else 50.0)
+    mask = jnp.asarray([[False] * 5, [True] * 5, [True, False, True, False, False], [True] * 5])
+    z = z_for(config).at[1].multiply(1e3)
+
+    def bound(params, keys, x, y, mask):
+        return elbo(model, params, keys, x, y, mask, known=jnp.ones_like(mask))
+
+    @jax.jit
+    def everything(params, keys, x, y, mask, z):
+        def value(params):
+            terms = bound(params, keys, x, y, mask)
+            return (terms.bound + terms.attributes + terms.attributes_prior).sum(), terms
+
+        (_, terms), gradients = jax.value_and_grad(value, has_aux=True)(params)
+        p = model.likelihood(params, z, y, mask)
+        named = model.attributes(params, z) if model.attributes else None
+        return terms, (model.prior(params, y, mask), model.posterior(params, x, y, mask), p, p.mean, named), gradients
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    terms, (prior, posterior, p, mean, named), gradients = everything(params, keys, x, y, mask, z)
+    assert prior.mean.shape == posterior.mean.shape == z.shape and mean.shape == x.shape
+    assert isinstance(p, LogisticMixture if likelihood == "mixture" else Gaussian)
+    assert model.discrete == (likelihood == "mixture")
+    assert isinstance(named, {"binary": Bernoulli, "real": Gaussian}[kind] if name == "cmma" else type(None))
+    assert named is None or named.mean.shape == y.shape
+    whole = terms, prior, posterior, p, mean, named, gradients
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))
+    one = jax.jit(bound)(params, *(a[2:3] for a in (keys, x, y, mask)))
+    for found, of_many in zip(one, terms, strict=True):
+        np.testing.assert_allclose(found, of_many[2:3], rtol=1e-4, atol=1e-3)
 
 
-def test_residual_blocks_begin_as_nothing_and_stand_in_both_networks(small):
-    x, y, mask = arrays(small)
-    model = cmma(dataclasses.replace(small.config, blocks=2), small.data.spec)
-    fresh = jax.jit(model.init)(jax.random.key(0))
-    added = {name for part in ("h", "g") for name in fresh[part] if name not in small.params[part]}
-    assert added == {f"conv{stage}_block{block}" for stage in range(4) for block in range(2)}
+@pytest.mark.parametrize("size", [16, 32, 48])
+@pytest.mark.parametrize("part", [2, 4, 8])
+def test_any_image_whose_side_is_a_multiple_of_16_and_cells_of_a_half_a_quarter_or_an_eighth(size, part):
+    spec = Spec("zeros", ("a", "b"), "binary", (0, 0), (1, 1), np.zeros((size, size, 3), np.float32), 1.0)
+    architecture = Config(latent_channels=3, latent_cells=size // part, width=4, prior_hidden=8, flow_width=64,
+                          flow_blocks=1)
+    if part == 4:
+        assert jax.eval_shape(cmma(architecture, spec).init, jax.random.key(0)) == jax.eval_shape(
+            cmma(dataclasses.replace(architecture, latent_cells=0), spec).init, jax.random.key(0))
 
-    def without(params):
-        return params | {part: {name: leaf for name, leaf in params[part].items() if name not in added}
-                         for part in ("h", "g")}
+    def everything(key):
+        model = cmma(architecture, spec)
+        params, x = all_params(model, key), jnp.zeros((2, size, size, 3))
+        y, mask = jnp.zeros((2, 2)), jnp.ones((2, 2), bool)
+        z = model.posterior(params, x, y, mask).sample(key)
+        return (z, model.prior(params, y, mask).mean, model.velocity(params, z, y[:, 0], y, mask),
+                model.likelihood(params, z, y, mask).mean, model.attributes(params, z).mean)
 
-    params = jax.tree.map(lambda leaf: leaf, fresh)
-    for part in ("h", "g"):
-        params[part] |= {name: leaf for name, leaf in small.params[part].items()}
-    q, plain = model.posterior(params, x, y, mask), small.model.posterior(without(params), x, y, mask)
-    assert_same(q, plain)
-    z = plain.mean
-    assert_same(model.likelihood(params, z, y, mask), small.model.likelihood(without(params), z, y, mask))
-    gradients = jax.grad(lambda p: elbo(model, p, jax.random.key(0), x, y, mask).bound.sum())(params)
-    assert all(np.abs(gradients[part][name]["conv1"]["kernel"]).max() > 0
-               for part in ("h", "g") for name in added & set(fresh[part]))
-
-
-def assert_same(a, b):
-    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-5), a, b)
+    *z, x, y = (a.shape for a in jax.eval_shape(everything, jax.random.key(0)))
+    assert z == 3 * [(2, (size // part)**2 * 3)] and x == (2, size, size, 3) and y == (2, 2)
 
 
-@pytest.mark.parametrize("kind, distribution", [("binary", Bernoulli), ("real", Gaussian)])
-@pytest.mark.parametrize("known", [False, True])
-@pytest.mark.parametrize("n", [1, 3])
-def test_all_or_no_attributes_and_a_batch_of_one_give_finite_values_and_gradients(small, kind, distribution, known, n):
-    train = small.data.train
-    data = make_dataset("small", small.data.spec.attributes, kind, train, small.data.validation, small.data.test)
-    model = cmma(small.config, data.spec)
-    params = jax.jit(model.init)(jax.random.key(0))
-    assert isinstance(model.attributes(params, jnp.zeros((1, 6))), distribution)
-    x, y, mask = pixels(jnp.asarray(train.x[:n])), jnp.asarray(data.train.y[:n]), jnp.full((n, 5), known)
-
-    def value(params):
-        terms = elbo(model, params, jax.random.key(0), x, y, mask, known=jnp.ones_like(mask))
-        return (terms.bound + terms.attributes + terms.attributes_prior).sum()
-
-    result, gradients = jax.jit(jax.value_and_grad(value))(params)
-    assert np.isfinite(result)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+@pytest.mark.parametrize("cells", [1, 2, 3, 7, 12, 15, 32])
+def test_latents_that_do_not_divide_the_image_are_refused(cells):
+    with pytest.raises(InputError, match=f"--latent_cells={cells} .* of the image's 32, such as 8"):
+        make_model(Config(latent_cells=cells),
+                   Spec("zeros", ("a",), "binary", (0,), (1,), np.zeros((32, 32, 3), np.float32), 1.0))
 
 
-def test_image_networks_are_linens_layers(small):
-    """h's convolutions, computed once more with nn.Conv on the same parameters."""
-    import flax.linen as nn
-    x, *_ = arrays(small)
-    params = small.params["h"]["conv0"]
-    expected = nn.Conv(small.config.width, (4, 4), (2, 2)).apply({"params": params}, x)
-    np.testing.assert_allclose(layers.conv(x, params["kernel"], params["bias"]), expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("settings, words", [
+    ({"latent_size": 5}, "--prior=flow is out of range; give gaussian"),
+    ({"model": "cgan", "latent_size": 5}, "--prior=flow"), ({"flow_width": 96}, "--flow_width=96"),
+    ({"model": "cgan", "prior": "gaussian"}, "--latent_size=0"), ({"blocks": 0}, "--blocks=0"),
+    ({"latent_channels": 0}, "--latent_channels=0"), ({"components": 0}, "--components=0"),
+    ({"flow_blocks": 0}, "--flow_blocks=0"), ({"latent_cells": -4}, "--latent_cells=-4")])
+def test_settings_out_of_range_are_named(settings, words):
+    with pytest.raises(InputError, match=words):
+        Config(**settings)
 
 
 @pytest.fixture(scope="module")
 def lfw_like():
     """A spec of LFW's sizes: 64x64 faces with 73 attributes."""
-    mean_face = np.zeros((64, 64, 3), np.uint8)
-    faces = Faces(np.stack([mean_face, mean_face + 255]), np.zeros((2, 73), np.float32), np.ones((2, 73), bool))
-    return make_dataset("zeros", tuple(f"a{i}" for i in range(73)), "binary", faces, faces, faces).spec
+    names = tuple(f"a{i}" for i in range(73))
+    return Spec("zeros", names, "binary", (0.0,) * 73, (1.0,) * 73, np.zeros((64, 64, 3), np.float32), 1.0)
 
 
-@pytest.mark.parametrize("name", ["cvae", "vae"])
-@pytest.mark.parametrize("linear_path", [False, True])
-def test_capacities_match_a_cmmas(lfw_like, name, linear_path):
-    config = Config(linear_path=linear_path)
-    counts = [count_parameters(jax.eval_shape(MODELS[m](config, lfw_like).init, jax.random.key(0)))
-              for m in ("cmma", name)]
-    assert counts[1] == pytest.approx(counts[0], rel=0.02)
+def counts(config, spec, kept):
+    model = make_model(config, spec)
+    shapes = jax.eval_shape(functools.partial(all_params, model), jax.random.key(0))
+    return count_parameters({name: tree for name, tree in shapes.items() if name in kept})
 
 
-def random_params(model, spread=0.05):
-    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(tree, [leaf + spread * jax.random.normal(key, leaf.shape)
-                                     for leaf, key in zip(leaves, keys, strict=True)])
+@pytest.mark.parametrize("dataset", ["lfw", "synthetic"])
+@pytest.mark.parametrize("likelihood", ["logistic_mixture", "gaussian"])
+def test_capacities_of_g_h_and_flow_are_alike(lfw_like, dataset, likelihood):
+    """Those of g and h by themselves, too, which are few beside the flow's."""
+    for kept in (("g", "h"), ("g", "h", "flow")):
+        one, *others = (counts(dataclasses.replace(default(name, dataset), likelihood=likelihood), lfw_like, kept)
+                        for name in ("cmma", "cvae", "vae"))
+        assert others == pytest.approx([one, one], rel=0.005)
 
 
-def test_a_cvaes_prior_has_no_parameters_and_its_likelihood_sees_attributes(small):
-    model = cvae(small.config, small.data.spec)
-    params = random_params(model)
+def test_capacities_of_vector_models_are_alike_with_f_and_h2(lfw_like):
+    one, *others = (counts(paper(name, "lfw"), lfw_like, ("f", "g", "h", "h2")) for name in ("cmma", "cvae", "vae"))
+    assert others == pytest.approx([one, one], rel=0.005)
+
+
+def test_a_cvae_too_narrow_for_its_attributes_keeps_a_channel_in_each_block(small):
+    _, params = small.variant(model="cvae", **MAP)
+    assert min(params["g"][f"block{i}_0"]["conv0"]["kernel"].shape[-1] for i in range(2)) == 1
+
+
+@pytest.mark.parametrize("latent", [{"width": 16}, VECTOR], ids=["map", "vector"])
+def test_a_cvaes_prior_has_no_parameters_and_its_likelihood_sees_attributes(small, latent):
+    config, model, params = of(small, model="cvae", **latent)
     x, y, mask = arrays(small)
-    full, z = jnp.ones_like(mask), jnp.ones((len(x), small.config.latent_size))
-    assert total(grad(lambda p: total(model.prior(p, y, full)))(params)) == 0
-    assert total(grad(lambda y: total(model.prior(params, y, full)))(y)) == 0
+    full, z, t = jnp.ones_like(mask), z_for(config), jnp.full(4, 0.4)
+    np.testing.assert_array_equal(grad(lambda y: total(model.prior(params, y, full)))(y), 0)
+    np.testing.assert_array_equal(model.prior(params, y, full), 0)
+    assert "f" not in params and model.attributes is None
     assert (grad(lambda y: total(model.likelihood(params, z, y, full)))(y) != 0).all()
     assert (grad(lambda y: total(model.posterior(params, x, y, full)))(y) != 0).all()
-    np.testing.assert_array_equal(model.prior(params, y, full), 0)
+    if model.velocity:
+        np.testing.assert_array_equal(grad(lambda y: total(model.velocity(params, z, t, y, full)))(y), 0)
 
 
 def test_a_vae_looks_at_no_attribute(small):
-    model = vae(small.config, small.data.spec)
-    params = random_params(model)
+    config, model, params = of(small, model="vae")
     x, y, mask = arrays(small)
+    z, t, full = z_for(config), jnp.full(4, 0.4), jnp.ones_like(mask)
 
-    def bound(y):
-        return elbo(model, params, jax.random.key(0), x, y, jnp.ones_like(mask)).bound.sum()
+    def everything(y):
+        return total([model.posterior(params, x, y, full), model.prior(params, y, full),
+                      model.likelihood(params, z, y, full), model.velocity(params, z, t, y, full)])
 
-    np.testing.assert_array_equal(grad(bound)(y), 0)
+    np.testing.assert_array_equal(grad(everything)(y), 0)
     assert model.attributes is None and model.discriminator is None
+    assert (model.velocity(params, z, t, y, full) != 0).all()
 
 
 def test_a_cgan_sees_attributes_in_both_networks_and_stays_within_the_pixels_range(small):
-    model = cgan(small.config, small.data.spec)
-    params = random_params(model)
+    model, params = small.variant(model="cgan", **VECTOR)
     x, y, mask = (each[jnp.arange(GROUP) % len(each)] for each in arrays(small))
-    full, seen, z = jnp.ones_like(mask), jnp.ones_like(x, bool), jnp.full((len(x), small.config.latent_size), 3.0)
+    full, seen, z = jnp.ones_like(mask), jnp.ones_like(x, bool), jnp.full((len(x), 6), 3.0)
     assert (grad(lambda y: model.discriminator(params, x, y, full, seen).sum())(y) != 0).all()
     assert (grad(lambda y: total(model.likelihood(params, z, y, full).mean))(y) != 0).all()
-    face = model.likelihood(params, 100 * z, y, full).mean
+    face = jax.jit(lambda z: model.likelihood(params, z, y, full).mean)(100 * z)
     assert 0 <= float(face.min()) and float(face.max()) <= 1
     hidden = seen.at[:, 3, 5].set(False)
     change = x.at[:, 3, 5].add(0.3)
-    np.testing.assert_array_equal(model.discriminator(params, x, y, full, hidden),
-                                  model.discriminator(params, change, y, full, hidden))
-
-
-def test_weight_variance_scales_a_cgans_initial_weights(small):
-    params = [jax.jit(cgan(dataclasses.replace(small.config, weight_variance=v), small.data.spec).init)(
-        jax.random.key(0)) for v in (1.0, 0.25)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a / 2, rtol=1e-6), *params)
+    discriminator = jax.jit(model.discriminator)
+    np.testing.assert_array_equal(discriminator(params, x, y, full, hidden),
+                                  discriminator(params, change, y, full, hidden))
+    assert model.posterior is None and model.velocity is None and not model.discrete
 
 
 def test_paper_model_has_the_papers_sizes(lfw_like):
     """f: 73 attributes and their mask -> 800 -> two heads of 500; h and g: 64 -> 4 in four stages."""
-    shapes = jax.eval_shape(cmma(Config(linear_path=False), lfw_like).init, jax.random.key(0))
+    shapes = jax.eval_shape(cmma(paper("cmma", "lfw"), lfw_like).init, jax.random.key(0))
     f, h, g = shapes["f"], shapes["h"], shapes["g"]
     assert f["hidden"]["kernel"].shape == (146, 800) and f["mean"]["kernel"].shape == (800, 500)
     assert [h[f"conv{i}"]["kernel"].shape for i in range(4)] == [(4, 4, 3, 32), (4, 4, 32, 64), (4, 4, 64, 128),
                                                                 (4, 4, 128, 256)]
     assert h["mean"]["kernel"].shape == (4 * 4 * 256 + 256, 500) and g["features"]["kernel"].shape == (500, 4096)
-    assert g["heads"]["kernel"].shape == (4, 4, 32, 6)
+    assert g["heads"]["blocks"]["kernel"].shape == (2, 2, 32, 4 * 6)
     assert count_parameters(shapes) == sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
-def test_with_half_precision_images_the_bound_is_the_same_and_parameters_stay_float32(small):
+def test_up_is_a_transposed_convolution(small):
+    """Flax's own, of 4x4 and stride 2, with the kernel that ours is another order of; value and gradients."""
+    rng = np.random.default_rng(0)
+    x, kernel, bias, back = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (
+        (2, 5, 3, 3), (4, 4, 3, 7), (7,), (2, 10, 6, 7)))
+
+    def ordered(kernel):
+        """A row of 4x4 is 2 (input row) times 2 (output row of the block, the last first); columns alike."""
+        parts = kernel.reshape(2, 2, 2, 2, 3, 7)[:, ::-1, :, ::-1]
+        return parts.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, 3, 28)
+
+    def ours(x, kernel, bias):
+        params = {"blocks": {"kernel": ordered(kernel)}, "bias": bias}
+        return (Up(7).apply({"params": params}, x) * back).sum(), Up(7).apply({"params": params}, x)
+
+    def theirs(x, kernel, bias):
+        made = nn.ConvTranspose(7, (4, 4), (2, 2)).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+        return (made * back).sum(), made
+
+    (found, expected) = (jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(x, kernel, bias)
+                         for f in (ours, theirs))
+    for a, b in zip(jax.tree.leaves((found[0][1], found[1])), jax.tree.leaves((expected[0][1], expected[1])),
+                    strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def jacobian(params, blind=False):
+    """By cells, [8, 6, 8, 6]: whether the velocity's of one depends on what is in the other."""
+    network = VelocityNetwork(64, 1)
+    z, t, a = jax.random.normal(jax.random.key(1), (1, 8, 6, 2)), jnp.full(1, 0.4), jnp.ones((1, 4))
+    found = jax.jit(jax.jacrev(lambda z: network.apply({"params": params}, z, t, a)))(z)
+    return np.abs(found[0, :, :, :, 0]).sum((2, 5)) > 0
+
+
+@pytest.fixture(scope="module")
+def velocity_params():
+    shapes = jax.eval_shape(VelocityNetwork(64, 1).init, jax.random.key(0), jnp.zeros((1, 8, 6, 2)), jnp.zeros(1),
+                            jnp.zeros((1, 4)))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.1, a.shape), jnp.float32), shapes)
+
+
+def test_every_cells_velocity_depends_on_every_cell(velocity_params):
+    assert jacobian(velocity_params).all()
+
+
+def test_a_token_is_four_neighbouring_cells_and_goes_back_where_it_came_from(velocity_params):
+    """Where attention has no gate, a cell's velocity depends on its own token alone."""
+    gated = velocity_params["block0"]["modulation"]
+    closed = jax.tree.map(lambda a: a.at[..., 128:192].set(0), gated)
+    block = velocity_params["block0"] | {"modulation": closed}
+    row, column = np.arange(8) // 2, np.arange(6) // 2
+    same = (row[:, None, None, None] == row[None, None, :, None]) & (column[None, :, None, None] == column)
+    np.testing.assert_array_equal(jacobian(velocity_params | {"block0": block}), same)
+
+
+def test_an_examples_velocity_and_its_dropped_units_depend_on_itself_alone(small):
+    x, y, mask = arrays(small)
+    u, t, keys = z_for(small.config), jnp.asarray([0.1, 0.4, 0.7, 0.9]), jax.random.split(jax.random.key(0), 4)
+    velocity = jax.jit(functools.partial(small.model.velocity, small.params))
+    whole, dropped = velocity(u, t, y, mask), velocity(u, t, y, mask, keys)
+    assert (whole != dropped).any(1).all()
+    np.testing.assert_allclose(velocity(u[2:], t[2:], y[2:], mask[2:]), whole[2:], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(velocity(u[2:], t[2:], y[2:], mask[2:], keys[2:]), dropped[2:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("latent", [{"width": 16}, VECTOR | {"likelihood": "gaussian"}], ids=["map", "vector"])
+def test_in_bfloat16_the_bound_is_the_same_and_parameters_and_log_probabilities_stay_float32(small, latent):
     """The CVAE's networks are the CMMA's with attributes at one more place."""
     x, y, mask = arrays(small, 16)
-    config = dataclasses.replace(small.config, blocks=1)
-    model = cvae(config, small.data.spec)
-    half = cvae(dataclasses.replace(config, precision="bfloat16"), small.data.spec)
-    leaves, tree = jax.tree.flatten(jax.jit(half.init)(jax.random.key(0)))
-    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = tree.unflatten([leaf + 0.05 * jax.random.normal(key, leaf.shape)
-                             for leaf, key in zip(leaves, keys, strict=True)])
+    full, params = small.variant(model="cvae", **latent | MAP)
+    half, others = small.variant(model="cvae", precision="bfloat16", **latent | MAP)
+    fresh = jax.eval_shape(half.init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {np.dtype("float32")}
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, others)
     each = jax.random.split(jax.random.key(2), len(x))
 
     def bound(model):
-        return jax.jit(jax.value_and_grad(lambda params: elbo(model, params, each, x, y, mask).bound.mean()))(params)
+        def value(params):
+            terms = elbo(model, params, each, x, y, mask)
+            q = model.posterior(params, x, y, mask)
+            return terms.bound.mean(), (terms, q, model.likelihood(params, q.mean, y, mask))
 
-    (one, slope), (other, other_slope) = bound(model), bound(half)
-    assert one != other and other.dtype == np.float32
-    np.testing.assert_allclose(other, one, rtol=0.005)
+        return jax.jit(jax.value_and_grad(value, has_aux=True))(params)
+
+    ((one, _), slope), ((other, rest), other_slope) = bound(full), bound(half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(rest)} == {np.dtype("float32")}
+    assert one != other
+    np.testing.assert_allclose(other, one, rtol=0.01)
     flat, other_flat = (jax.flatten_util.ravel_pytree(tree)[0] for tree in (slope, other_slope))
     assert other_flat.dtype == np.float32
-    cosine = flat @ other_flat / jnp.linalg.norm(flat) / jnp.linalg.norm(other_flat)
-    assert cosine > 0.995
+    assert flat @ other_flat / jnp.linalg.norm(flat) / jnp.linalg.norm(other_flat) > 0.99
+
+
+def test_in_bfloat16_the_solvers_neighbouring_times_stay_apart(small):
+    """Of 1,000 steps, which bfloat16 rounds to 256 between 1/2 and 1."""
+    half, _ = small.variant(precision="bfloat16")
+    t = jnp.linspace(0, 1, 1001)
+    u, y, mask = (jnp.repeat(a[:1], 1001, 0) for a in (z_for(small.config), *arrays(small)[1:]))
+    full, found = (np.asarray(jax.jit(model.velocity)(small.params, u, t, y, mask)) for model in (small.model, half))
+    assert found.dtype == np.float32
+    assert (np.abs(np.diff(found, axis=0)).max(1) > 0).all()
+    assert 0 < np.abs(found - full).max() < 0.05 * np.abs(full).max()

@@ -1,14 +1,18 @@
 """The bound against models whose likelihood is known exactly, and what each of its terms may touch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.stats
 
 from cmma_jax.data.dataset import pixels
-from cmma_jax.models.distributions import Bernoulli, Gaussian
-from cmma_jax.models.model import Model, cgan
+from cmma_jax.models.distributions import Bernoulli, Gaussian, split_each
+from cmma_jax.models.flow import log_prior
+from cmma_jax.models.model import Model
 from cmma_jax.models.networks import GROUP
 from cmma_jax.models.objectives import (
     adversarial,
@@ -98,67 +102,163 @@ def test_bound_of_a_wrong_posterior_is_lower_by_its_kl_to_the_exact_one():
     assert (np.abs(exact - bounds.mean(0) - divergence) < 4 * standard_error).all()
 
 
+SWIRL = np.asarray([[0.2, 0.8], [-0.5, -0.3]])  # of the flow's velocity, linear in u
+SCALE = {"mean": np.asarray([0.2, -0.4], np.float32), "deviation": np.asarray([0.7, 1.3], np.float32)}
+POSTERIOR_PRECISION = np.asarray([6.0, 9.0])
+
+
+def flowing_cmma() -> tuple[Model, np.ndarray, np.ndarray, np.ndarray]:
+    """z|y by a flow whose velocity is linear, x|z ~ N(zV, noise), and the exact posterior, shifted and scaled by
+    params as above; returned with what y adds to u(1), z's covariance, and V, by which the posterior is diagonal.
+    """
+    whole = SCALE["deviation"][:, None] * scipy.linalg.expm(SWIRL)
+    covariance = whole @ whole.T
+    # (u, 1) with the velocity uS' + yA, of which the integral carries what the attributes add
+    added = np.stack([scipy.linalg.expm(np.block([[SWIRL, row[:, None]], [np.zeros((1, 3))]]))[:2, 2]
+                      for row in np.float64(A)])
+    v = np.zeros((2, 6))
+    v[:, :2] = np.linalg.cholesky(NOISE * (np.diag(POSTERIOR_PRECISION) - np.linalg.inv(covariance)))
+    v[:, 2:] = v[:, :2] @ np.asarray([[0.6, 0.8, 0.0, 0.0], [-0.8, 0.6, 0.0, 0.0]]) / 2**0.5
+    v[:, :2] /= 2**0.5
+    inverse, rows, back = (jnp.asarray(a, jnp.float32) for a in (np.linalg.inv(covariance), v, added))
+    precision = jnp.asarray(POSTERIOR_PRECISION, jnp.float32)
+
+    def velocity(params, u, t, y, mask, keys=None):
+        return u @ SWIRL.T.astype(np.float32) + y @ A
+
+    def posterior(params, x, y, mask):
+        mean = SCALE["mean"][None] + SCALE["deviation"][None] * (y @ back)
+        mean = (mean @ inverse + x.reshape(len(x), -1) @ rows.T / NOISE) / precision[None]
+        return Gaussian(mean + params["shift"], jnp.broadcast_to(-jnp.log(precision)[None], mean.shape)
+                        + params["log_scale"])
+
+    def likelihood(params, z, y, mask):
+        mean = (z @ rows).reshape(-1, 1, 2, 3)
+        return Gaussian(mean, jnp.full_like(mean, np.log(NOISE)))
+
+    model = linear_cmma()._replace(likelihood=likelihood, posterior=posterior, velocity=velocity)
+    return model, added, covariance, v
+
+
+@pytest.mark.parametrize("shift, log_scale", [(0.0, 0.0), (0.2, -0.4)])
+def test_bound_of_a_linear_model_with_a_flow_is_the_exact_likelihood_less_its_kl(shift, log_scale):
+    """At the exact posterior it touches it; log p(z|y) by the change of variables, its trace by random signs."""
+    model, added, covariance, v = flowing_cmma()
+    x, y, mask = linear_data()
+    params = {"shift": jnp.float32(shift), "log_scale": jnp.float32(log_scale), "scale": SCALE}
+    bounds = np.float64(jax.jit(jax.vmap(lambda key: elbo(model, params, key, x, y, mask, steps=50).bound))(
+        jax.random.split(jax.random.key(0), 4000)))
+    means = SCALE["mean"] + SCALE["deviation"] * (np.float64(y) @ added)
+    spread = v.T @ covariance @ v + NOISE * np.eye(6)
+    exact = np.array([scipy.stats.multivariate_normal.logpdf(row.ravel(), mean, spread)
+                      for row, mean in zip(np.float64(x), means @ v, strict=True)])
+    divergence = 0.5 * np.sum(np.exp(log_scale) + shift**2 * POSTERIOR_PRECISION - 1 - log_scale)
+    error = bounds.std(0) / np.sqrt(len(bounds))
+    assert (np.abs(exact - bounds.mean(0) - divergence) < 4 * error + 1e-3).all()
+    assert error.max() < 0.05 and np.ptp(exact) > 1
+
+
+compiled = jax.jit(elbo, static_argnums=0)
+
+
 def example(small, n=6):
     faces = small.data.train
     return pixels(jnp.asarray(faces.x[:n])), jnp.asarray(faces.y[:n]), jnp.asarray(faces.mask[:n])
 
 
-def gradient_sizes(small, term):
-    x, y, mask = example(small)
-    gradients = grad(lambda p: getattr(elbo(small.model, p, jax.random.key(0), x, y, mask), term).sum())(
-        small.params)
-    return {name: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(part))
-            for name, part in gradients.items()}
-
-
 def test_each_term_trains_what_it_should(small):
-    assert {name for name, size in gradient_sizes(small, "bound").items() if size} == {"f", "h", "g"}
-    assert {name for name, size in gradient_sizes(small, "reconstruction").items() if size} == {"h", "g"}
-    assert {name for name, size in gradient_sizes(small, "kl").items() if size} == {"f", "h"}
-    assert {name for name, size in gradient_sizes(small, "attributes").items() if size} == {"h2"}
-    assert {name for name, size in gradient_sizes(small, "attributes_prior").items() if size} == {"f", "h2"}
+    x, y, mask = example(small)
+    trains = {"bound": {"f", "h", "g"}, "reconstruction": {"h", "g"}, "kl": {"f", "h"}, "attributes": {"h2"},
+              "attributes_prior": {"f", "h2"}}
+
+    @jax.jit
+    def sizes(params):
+        _, pull = jax.vjp(lambda p: (lambda t: [getattr(t, name).sum() for name in trains])(
+            elbo(small.gaussian, p, jax.random.key(0), x, y, mask)), params)
+        gradients = [pull([jnp.float32(name == other) for other in trains])[0] for name in trains]
+        return [{part: sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(tree)) for part, tree in each.items()}
+                for each in gradients]
+
+    for name, found in zip(trains, sizes(small.params), strict=True):
+        assert {part for part, size in found.items() if size} == trains[name], name
 
 
 def test_attribute_terms_score_known_attributes_alone(small):
     x, y, _ = example(small)
     none, every = jnp.zeros((6, 5), bool), jnp.ones((6, 5), bool)
     key = jax.random.key(0)
-    np.testing.assert_array_equal(elbo(small.model, small.params, key, x, y, none).attributes, 0)
-    hidden = elbo(small.model, small.params, key, x, y, none, known=every)
+    np.testing.assert_array_equal(compiled(small.gaussian, small.params, key, x, y, none).attributes, 0)
+    hidden = compiled(small.gaussian, small.params, key, x, y, none, known=every)
     assert (hidden.attributes < 0).all()
     np.testing.assert_array_equal(hidden.attributes_prior, 0)  # the prior knows what the networks see, no more
-    one = elbo(small.model, small.params, key, x, y, none, known=every.at[:, 0].set(False))
+    one = compiled(small.gaussian, small.params, key, x, y, none, known=every.at[:, 0].set(False))
     assert (one.attributes > hidden.attributes).all()
 
 
 def test_examples_do_not_touch_each_other(small):
     x, y, mask = example(small)
     keys = jax.random.split(jax.random.key(0), 6)
-    whole = elbo(small.model, small.params, keys, x, y, mask)
-    part = elbo(small.model, small.params, keys[2:4], x[2:4], y[2:4], mask[2:4])
+    whole = compiled(small.gaussian, small.params, keys, x, y, mask)
+    part = compiled(small.gaussian, small.params, keys[2:4], x[2:4], y[2:4], mask[2:4])
     for name, values in summary(whole).items():
         assert values.shape == (6,)
         np.testing.assert_allclose(summary(part)[name], values[2:4], rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(whole.kl, whole.kl_latents.sum(1))
 
 
-def test_loss_is_minus_the_bound_and_the_weighted_attribute_terms_per_pixel(small):
+@pytest.mark.parametrize("kl_weight", [1.0, 3.0])
+def test_loss_is_minus_the_bound_and_the_weighted_attribute_terms_per_pixel(small, kl_weight):
+    """With another weight of the KL the recorded bound is the same."""
     x, y, mask = example(small)
-    loss, terms = make_loss(small.model, 0.0, 2.5)(small.params, jax.random.key(0), x, y, mask)
-    gain = terms["bound"] + 2.5 * (terms["attributes"] + terms["attributes_prior"])
+    loss, terms = jax.jit(make_loss(small.gaussian, 0.0, 2.5, kl_weight))(small.params, jax.random.key(0), x, y, mask)
+    gain = terms["bound"] - (kl_weight - 1) * terms["kl"] + 2.5 * (terms["attributes"] + terms["attributes_prior"])
     np.testing.assert_allclose(loss, -gain / (16 * 16 * 3), rtol=1e-6)
+    np.testing.assert_allclose(terms["bound"], terms["reconstruction"] - terms["kl"], rtol=1e-6)
 
 
-def test_hidden_attributes_follow_the_rate():
+def test_with_a_flow_the_bounds_kl_is_the_posteriors_entropy_and_the_flows_density(small):
+    """The other terms are the Gaussian prior's, in closed form; log p(z|y) is estimated at the same z."""
+    x, y, mask = example(small)
+    keys = jax.random.split(jax.random.key(0), 6)
+    with_flow, plain = (compiled(model, small.params, keys, x, y, mask) for model in (small.model, small.gaussian))
+    for name in ("reconstruction", "kl_latents", "attributes", "attributes_prior"):
+        np.testing.assert_allclose(getattr(with_flow, name), getattr(plain, name), rtol=1e-5, atol=1e-5)
+    assert (np.abs(with_flow.kl - plain.kl) > 1).all()
+    posterior_key, _, trace_key = split_each(keys, 3)
+    q = jax.jit(small.gaussian.posterior)(small.params, x, y, mask)
+    density = jax.jit(log_prior, static_argnums=0)(small.model, small.params, q.sample(posterior_key), y, mask,
+                                                   trace_key)
+    entropy = scipy.stats.norm(0, np.exp(np.float64(q.logvar) / 2)).entropy().sum(1)
+    np.testing.assert_allclose(with_flow.kl, -entropy - density, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("wholly, partly", [(0.15, 0.15), (0.1, 0.3), (0.0, 1.0)])
+def test_hidden_attributes_follow_the_rates(wholly, partly):
     mask = jnp.ones((40_000, 9), bool).at[:, 0].set(False)
-    seen = np.asarray(hide_attributes(jax.random.key(0), mask, 0.3))
+    seen = np.asarray(hide_attributes(jax.random.key(0), mask, wholly, partly))
     assert not seen[:, 0].any()  # what is unknown stays unknown
     untouched, empty = seen[:, 1:].all(1).mean(), (~seen[:, 1:]).all(1).mean()
-    # Hidden from 0.3: half of those lose all; of the others a keep probability u ~ U(0, 1) keeps all 8 with
-    # probability 1/9, and none with 1/9.
-    for share, expected in ((untouched, 0.7 + 0.15 / 9), (empty, 0.15 + 0.15 / 9)):
+    # Some lose all; of others a keep probability u ~ U(0, 1) keeps all 8 with probability 1/9, and none with 1/9.
+    for share, expected in ((untouched, 1 - wholly - partly + partly / 9), (empty, wholly + partly / 9)):
         assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / len(seen))
-    np.testing.assert_array_equal(hide_attributes(jax.random.key(0), mask, 0.0), mask)
+    np.testing.assert_array_equal(hide_attributes(jax.random.key(0), mask, 0.0, 0.0), mask)
+
+
+def test_training_hides_its_share_of_attributes_and_scores_all_that_are_known():
+    (x, y, mask), seen = linear_data(400), []
+    mask = mask.at[:, 1].set(False)
+    linear = linear_cmma()
+
+    def prior(params, y, mask):
+        seen.append(np.asarray(mask))
+        return linear.prior(params, y, mask)
+
+    keys, params = jax.random.split(jax.random.key(0), 400), {"shift": jnp.float32(0), "log_scale": jnp.float32(0)}
+    _, terms = make_loss(linear._replace(prior=prior), 0.5, 1.0)(params, keys, x, y, mask)
+    assert not (seen[0] & ~np.asarray(mask)).any()
+    # A half of a half loses all; of the other half u ~ U(0, 1) keeps neither of two with probability 1/3.
+    assert abs((~seen[0]).all(1).mean() - (0.25 + 0.25 / 3)) < 4 * np.sqrt(0.33 * 0.67 / 400)
+    assert (terms["attributes"] < 0).all() and (terms["attributes_prior"] == 0).mean() > 0.25
 
 
 def weighted_bounds(samples, shift=0.4, log_scale=0.5, draws=3000):
@@ -192,15 +292,15 @@ def test_every_importance_weight_is_the_likelihood_where_the_posterior_is_exact(
 def test_importance_weighted_noise_belongs_to_the_example(small):
     x, y, mask = example(small)
     keys = jax.random.split(jax.random.key(0), 6)
-    whole = importance_weighted_bound(small.model, small.params, keys, x, y, mask, 3)
-    part = importance_weighted_bound(small.model, small.params, keys[2:4], x[2:4], y[2:4], mask[2:4], 3)
+    weighted = jax.jit(functools.partial(importance_weighted_bound, small.gaussian, samples=3))
+    whole = weighted(small.params, keys, x, y, mask)
+    part = weighted(small.params, keys[2:4], x[2:4], y[2:4], mask[2:4])
     np.testing.assert_allclose(part, whole[2:4], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def gan(small):
-    model = cgan(small.config, small.data.spec)
-    return model, jax.jit(model.init)(jax.random.key(0))
+    return small.variant(model="cgan", prior="gaussian", latent_size=6)
 
 
 def size(tree):
@@ -260,8 +360,8 @@ def test_the_penalty_is_the_squared_gradient_at_real_faces(small, gan):
     x, y, mask = groups(small)
     w = jax.random.normal(jax.random.key(1), x.shape[1:])
     linear = model._replace(discriminator=lambda params, x, y, mask, seen: (x * w[None]).sum((1, 2, 3)))
-    draws = np.concatenate([adversarial(linear, params, jax.random.key(i), x, y, mask, 0.0, 0.25).penalty
-                            for i in range(200)])
+    penalty = jax.jit(lambda key: adversarial(linear, params, key, x, y, mask, 0.0, 0.25).penalty)
+    draws = np.concatenate([penalty(jax.random.key(i)) for i in range(200)])
     expected = 0.25**2 * float(jnp.square(w).sum())
     assert abs(draws.mean() - expected) < 4 * draws.std() / np.sqrt(len(draws))
     assert draws.std() / np.sqrt(len(draws)) < 0.1 * expected
@@ -271,13 +371,13 @@ def test_faces_touch_each_other_within_their_group_alone(small, gan):
     model, params = gan
     x, y, mask = groups(small)
     keys = jax.random.split(jax.random.key(0), 2 * GROUP)
-    loss = make_adversarial_loss(model, 0.5, 0.25, 3.0)
+    loss = jax.jit(make_adversarial_loss(model, 0.5, 0.25, 3.0))
     whole, terms = loss(params, keys, x, y, mask)
     np.testing.assert_allclose(loss(params, keys[GROUP:], x[GROUP:], y[GROUP:], mask[GROUP:])[0], whole[GROUP:],
                                rtol=1e-4)
     np.testing.assert_allclose(whole, terms["generator"] + terms["discriminator"] + 1.5 * terms["penalty"], rtol=1e-6)
     assert set(terms) == {"generator", "discriminator", "penalty", "accuracy"}
     seen = jnp.ones_like(x, bool)
-    other = model.discriminator(params, x.at[1].set(1 - x[1]), y, mask, seen)
-    moved = other != model.discriminator(params, x, y, mask, seen)
+    discriminator = jax.jit(model.discriminator)
+    moved = discriminator(params, x.at[1].set(1 - x[1]), y, mask, seen) != discriminator(params, x, y, mask, seen)
     np.testing.assert_array_equal(moved, jnp.arange(2 * GROUP) < GROUP)
