@@ -25,34 +25,38 @@ def settings(**more):
                      **more})
 
 
-# Not adagrad: where a gradient is 0 but for rounding, as of a bias before a norm, its first step is of full length.
-OPTIMIZER, _ = make_optimizer(settings(optimizer="sgd", learning_rate=0.1, warmup_steps=4, clip_norm=1.0), 24)
+OPTIMIZER, _ = make_optimizer(settings(learning_rate=0.05, warmup_steps=4, clip_norm=1.0), 24)
 
 
-def of_the_first_stage(params):
-    return {name: jax.tree.map(jnp.array, params[name]) for name in ("f", "g", "h", "h2")}
+def regression(params, keys, x, y, mask):
+    """A loss that is soon compiled: noise, drawn from each example's key, and attributes from pixels."""
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys)
+    found = jnp.tanh(x.reshape(len(x), -1) @ params["pixels"] / 30 + jnp.where(mask, y, 0) @ params["attributes"])
+    losses = jnp.square(found - noise).mean(-1) + jnp.square(params["pixels"]).sum()
+    return losses, {"draws": noise[:, 0], "squares": jnp.square(noise[:, 0])}
 
 
-def start(small, optimizer=OPTIMIZER):
-    return begin(of_the_first_stage(small.params), optimizer)
+def params():
+    rng = np.random.default_rng(0)
+    return {name: jnp.asarray(0.1 * rng.normal(size=(size, 3)), jnp.float32)
+            for name, size in (("pixels", 768), ("attributes", 5))}
 
 
 @functools.cache
-def compiled(model, devices, how):
-    """A step of the first stage, compiled once for all tests."""
+def compiled(devices, how):
+    """A step of that, compiled once for all tests."""
     placement = parallel.place(devices, how, 16)
-    return placement, make_run(make_step(make_loss(model, 0.3, 1.0), OPTIMIZER, 5, 16, True, placement), placement)
+    return placement, make_run(make_step(regression, OPTIMIZER, 5, 16, True, placement), placement)
 
 
 def train(small, devices=1, how="pmap", epochs=4, state=None, loss=None, calls=3, faces=None, stop=24):
     """24 steps of training, or to `stop`, all but the first 4 at the full rate; given faces, they are streamed."""
-    state = start(small) if state is None else state
-    placement, run = compiled(small.gaussian, devices, how)
+    state = begin(params(), OPTIMIZER) if state is None else state
+    placement, run = compiled(devices, how)
     if loss:
-        run = make_run(make_step(loss, OPTIMIZER, 5, small.config.batch_size, True, placement), placement)
+        run = make_run(make_step(loss, OPTIMIZER, 5, 16, True, placement), placement)
     every = []
-    steps = fit(run, state, faces or small.data.train, placement, 5, small.config.batch_size, epochs, calls,
-                on_device=faces is None)
+    steps = fit(run, state, faces or small.data.train, placement, 5, 16, epochs, calls, on_device=faces is None)
     with contextlib.closing(steps):
         for now, means in steps:
             last = jax.tree.map(np.array, placement.get(now))
@@ -71,11 +75,10 @@ def assert_close(a, b, tolerance=1e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance), a, b)
 
 
-def test_training_raises_the_bound(one_device):
+def test_training_lowers_the_loss(one_device):
     _, means = one_device
-    assert means["bound"][-6:].mean() > means["bound"][:6].mean() + 20
-    assert means["bound"].shape == (24,)
-    assert len(means["loss"]) == 24
+    assert means["loss"][-6:].mean() < means["loss"][:6].mean() / 2
+    assert means["loss"].shape == (24,)
 
 
 @pytest.mark.parametrize("how", ["pmap", "mesh"])
@@ -83,7 +86,7 @@ def test_training_raises_the_bound(one_device):
 def test_several_devices_train_the_same_model_as_one(small, one_device, how, devices):
     state, means = train(small, devices, how)
     assert_close(state.params, one_device[0].params, ROUNDING)
-    np.testing.assert_allclose(means["bound"], one_device[1]["bound"], rtol=1e-5)
+    np.testing.assert_allclose(means["loss"], one_device[1]["loss"], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +108,7 @@ def test_streamed_faces_train_the_same_model_bit_for_bit(small, one_device, maps
 def test_faces_streamed_to_several_devices_train_the_same_model(small, one_device, maps, devices, how):
     state, means = train(small, devices, how, faces=maps)
     assert_close(state.params, one_device[0].params, ROUNDING)
-    np.testing.assert_allclose(means["bound"], one_device[1]["bound"], rtol=1e-5)
+    np.testing.assert_allclose(means["loss"], one_device[1]["loss"], rtol=1e-5)
 
 
 def test_streaming_goes_on_from_any_step_bit_for_bit(small, one_device, maps):
@@ -132,27 +135,32 @@ def test_half_the_epochs_and_then_the_rest_are_the_whole_bit_for_bit(small, one_
     np.testing.assert_array_equal(np.concatenate([first["loss"], second["loss"]]), one_device[1]["loss"])
 
 
-@pytest.mark.parametrize("devices, how", [(2, "pmap"), (4, "mesh")])
-def test_several_devices_train_the_same_flow_as_one_and_leave_the_rest_as_it_is(small, devices, how):
-    """With its average, and the first stage's parameters in the state, where no step changes a bit of them."""
-    optimizer = optax.sgd(0.1, 0.5)
-    frozen = {name: tree for name, tree in small.params.items() if name != "flow"}
-    results = []
+@pytest.mark.parametrize("stage, devices, how", [(1, 4, "mesh"), (2, 2, "pmap")])
+def test_several_devices_train_the_same_networks_as_one(small, stage, devices, how):
+    """Both stages' losses; the second's with its average, and the first's parameters, of which no bit changes.
+
+    Not by adam: where a gradient is 0 but for rounding, as of a bias before a norm, its first steps are of full length.
+    """
+    first = {name: small.params[name] for name in ("f", "g", "h", "h2")}
+    start, frozen, average, loss = {
+        1: (first, (), 0.0, make_loss(small.gaussian, 0.3, 1.0)),
+        2: ({"flow": small.params["flow"]}, first | {"scale": small.params["scale"]}, 0.9995,
+            make_flow_loss(small.model, 0.1, 0.3, dropout=True))}[stage]
+    optimizer, results = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, 0.5)), []
     for count in (1, devices):
         placement = parallel.place(count, how, 16)
-        state = jax.tree.map(np.array, begin({"flow": small.params["flow"]}, optimizer, 0.9995, frozen))
-        step = make_step(make_flow_loss(small.model, 0.1, 0.3, dropout=True), optimizer, 5, 16, True, placement,
-                         0.9995, 2)
+        state = jax.tree.map(np.array, begin(start, optimizer, average, frozen))
+        step = make_step(loss, optimizer, 5, 16, True, placement, average, stage)
         for now, means in fit(make_run(step, placement), state, small.data.train, placement, 5, 16, 1, 3):
-            last = jax.tree.map(np.array, placement.get(now)), means["matching"]
+            last = jax.tree.map(np.array, placement.get(now)), means["loss"]
         results.append(last)
-    (one, matching), (several, others) = results
-    assert int(one.step) == 6 and one.whole.keys() == small.params.keys()
+    (one, losses), (several, others) = results
+    assert int(one.step) == 6 and one.whole.keys() == (first if stage == 1 else small.params).keys()
     jax.tree.map(np.testing.assert_array_equal, several.frozen, frozen)
-    assert not np.array_equal(one.params["flow"]["entrance"]["kernel"], small.params["flow"]["entrance"]["kernel"])
-    assert_close(several.params, one.params, ROUNDING)
-    assert_close(several.moving, one.moving, ROUNDING)
-    np.testing.assert_allclose(others, matching, rtol=1e-5)
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (one.params, start)), strict=True)) > 1e-3
+    for a, b in ((several.params, one.params), (several.moving, one.moving)):
+        assert_close(a, b, ROUNDING)
+    np.testing.assert_allclose(others, losses, rtol=1e-5)
 
 
 def test_another_stage_has_other_noise(small):
@@ -170,24 +178,18 @@ def test_another_stage_has_other_noise(small):
 
 
 def test_a_loss_that_is_not_finite_names_its_step(small):
-    def loss(params, keys, x, y, mask):
-        losses, terms = make_loss(small.gaussian, 0.0, 1.0)(params, keys, x, y, mask)
-        return losses + jnp.where((params["f"]["mean"]["bias"][0] != small.params["f"]["mean"]["bias"][0]),
-                                  jnp.nan, 0.0), terms
+    def loss(moving, *args):
+        losses, terms = regression(moving, *args)
+        return jnp.where((moving["pixels"] == params()["pixels"]).all(), losses, jnp.nan), terms
 
     with pytest.raises(InputError, match=r"nan at step 2.*--learning_rate"):
         train(small, loss=loss)
 
 
-def test_every_step_and_every_example_has_its_own_noise(small):
-    def loss(params, keys, x, y, mask):
-        losses, _ = make_loss(small.gaussian, 0.0, 1.0)(params, keys, x, y, mask)
-        draws = jax.vmap(jax.random.uniform)(keys)
-        return losses, {"mean": draws, "square": jnp.square(draws)}
-
-    _, means = train(small, loss=loss)
-    assert len(np.unique(means["mean"])) == 24
-    assert (means["square"] - means["mean"]**2 > 0.01).all()
+def test_every_step_and_every_example_has_its_own_noise(one_device):
+    _, means = one_device
+    assert len(np.unique(means["draws"])) == 24
+    assert (means["squares"] - means["draws"]**2 > 0.01).all()
 
 
 def test_adagrad_is_torchs():
@@ -225,15 +227,15 @@ def test_the_flows_optimiser_shrinks_matrices_alone():
 
 def test_the_average_is_of_the_parameters_that_the_steps_move(small):
     """Against the steps without it, which are the same, and the sum of the weights written out."""
-    optimizer, _ = make_optimizer(settings(optimizer="sgd", learning_rate=0.1), 24)
-    placement, loss = parallel.place(1, "pmap", 16), make_loss(small.gaussian, 0.3, 1.0)
+    optimizer, _ = make_optimizer(settings(learning_rate=0.05), 24)
+    placement = parallel.place(1, "pmap", 16)
     states = {}
     for average in (0.0, 0.6):
-        state = jax.tree.map(np.array, begin(of_the_first_stage(small.params), optimizer, average))
-        run = make_run(make_step(loss, optimizer, 5, 16, True, placement, average), placement)
+        state = jax.tree.map(np.array, begin(params(), optimizer, average))
+        run = make_run(make_step(regression, optimizer, 5, 16, True, placement, average), placement)
         states[average] = [jax.tree.map(np.asarray, placement.get(now)) for now, _ in
                            fit(run, state, small.data.train, placement, 5, 16, 2, 1)]
-    expected = of_the_first_stage(small.params)
+    expected = params()
     for i, (plain, averaged) in enumerate(zip(states[0.0], states[0.6], strict=True)):
         assert_close(averaged.moving, plain.params, 1e-6)
         keep = min(0.6, (1 + i) / (10 + i))
