@@ -405,12 +405,12 @@ def test_an_examples_velocity_and_its_dropped_units_depend_on_itself_alone(small
     np.testing.assert_allclose(velocity(u[2:], t[2:], y[2:], mask[2:], keys[2:]), dropped[2:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("latent", [{"width": 16}, VECTOR | {"likelihood": "gaussian"}], ids=["map", "vector"])
+@pytest.mark.parametrize("latent", [{}, VECTOR | {"likelihood": "gaussian"}], ids=["map", "vector"])
 def test_in_bfloat16_the_bound_is_the_same_and_parameters_and_log_probabilities_stay_float32(small, latent):
     """The CVAE's networks are the CMMA's with attributes at one more place."""
-    x, y, mask = arrays(small, 16)
-    full, params = small.variant(model="cvae", **latent | MAP)
-    half, others = small.variant(model="cvae", precision="bfloat16", **latent | MAP)
+    x, y, mask = arrays(small, 8)
+    full, params = small.variant(model="cvae", **MAP | latent)
+    half, others = small.variant(model="cvae", precision="bfloat16", **MAP | latent)
     fresh = jax.eval_shape(half.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {np.dtype("float32")}
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, others)
@@ -418,19 +418,20 @@ def test_in_bfloat16_the_bound_is_the_same_and_parameters_and_log_probabilities_
 
     def bound(model):
         def value(params):
-            terms = elbo(model, params, each, x, y, mask)
-            q = model.posterior(params, x, y, mask)
+            terms, q = elbo(model, params, each, x, y, mask), model.posterior(params, x, y, mask)
             return terms.bound.mean(), (terms, q, model.likelihood(params, q.mean, y, mask))
 
-        return jax.jit(jax.value_and_grad(value, has_aux=True))(params)
+        return value
 
-    ((one, _), slope), ((other, rest), other_slope) = bound(full), bound(half)
+    (one, _), (other, rest) = (jax.jit(bound(model))(params) for model in (full, half))
     assert {leaf.dtype for leaf in jax.tree.leaves(rest)} == {np.dtype("float32")}
     assert one != other
     np.testing.assert_allclose(other, one, rtol=0.01)
-    flat, other_flat = (jax.flatten_util.ravel_pytree(tree)[0] for tree in (slope, other_slope))
-    assert other_flat.dtype == np.float32
-    assert flat @ other_flat / jnp.linalg.norm(flat) / jnp.linalg.norm(other_flat) > 0.99
+    if latent:  # the map's gradients take long to compile
+        slope, other_slope = (jax.flatten_util.ravel_pytree(jax.jit(jax.grad(bound(model), has_aux=True))(params)[0])[0]
+                              for model in (full, half))
+        assert other_slope.dtype == np.float32
+        assert slope @ other_slope / jnp.linalg.norm(slope) / jnp.linalg.norm(other_slope) > 0.99
 
 
 def test_in_bfloat16_the_solvers_neighbouring_times_stay_apart(small):
