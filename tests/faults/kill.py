@@ -30,13 +30,16 @@ TINY = ["--dataset=folder", "--image_size=16", "--width=4", "--components=1", "-
         "--flow_blocks=1", "--devices=1", "--batch_size=2", f"--epochs={EPOCHS}", f"--flow_epochs={EPOCHS}"]
 TIMING = ("seconds", "faces_per_second")
 LONGEST = 300  # seconds that a start may take
+# train.py without its pictures and its last figures: to compile them takes longer than all else, and changes nothing.
+PROGRAM = ("import sys; from cmma_jax.cli import train; train.draw_progress = train.report = lambda *_: None; "
+           "train.program(sys.argv[1:])")
 
 
 def start(arguments: list[str], log: pathlib.Path) -> subprocess.Popen:
     """Starts train.py on one device, compiled as here, so that bits agree; what it says is appended to the log."""
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
     with log.open("a") as file:
-        return subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT, stdout=file, stderr=file,
+        return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, stdout=file, stderr=file,
                                 env={**os.environ, "XLA_FLAGS": " ".join(flags)})
 
 

@@ -34,7 +34,7 @@ def arguments(faces, run, *more):
 @pytest.fixture(scope="module", autouse=True)
 def neither_pictures_nor_figures_at_the_end():
     """In this process: to compile them takes longer than the training, and they change nothing."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:  # as of `kill.PROGRAM`
         patch.setattr(train, "draw_progress", lambda *_: None)
         patch.setattr(train, "report", lambda *_: None)
         yield

@@ -232,11 +232,12 @@ def test_any_image_whose_side_is_a_multiple_of_16_and_cells_of_a_half_a_quarter_
     assert z == 3 * [(2, (size // part)**2 * 3)] and x == (2, size, size, 3) and y == (2, 2)
 
 
-@pytest.mark.parametrize("cells", [1, 2, 3, 7, 12, 15, 32])
-def test_latents_that_do_not_divide_the_image_are_refused(cells):
-    with pytest.raises(InputError, match=f"--latent_cells={cells} .* of the image's 32, such as 8"):
+@pytest.mark.parametrize("size, cells", [*((32, cells) for cells in (1, 2, 3, 7, 12, 15, 32)), (24, 3)])
+def test_latents_that_do_not_divide_the_image_are_refused(size, cells):
+    """Nor may a token's two cells on a side leave one over."""
+    with pytest.raises(InputError, match=f"--latent_cells={cells} .* of the image's {size}, such as {size // 4}"):
         make_model(Config(latent_cells=cells),
-                   Spec("zeros", ("a",), "binary", (0,), (1,), np.zeros((32, 32, 3), np.float32), 1.0))
+                   Spec("zeros", ("a",), "binary", (0,), (1,), np.zeros((size, size, 3), np.float32), 1.0))
 
 
 @pytest.mark.parametrize("settings, words", [
