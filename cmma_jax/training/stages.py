@@ -215,7 +215,7 @@ def train_run(config: Config, data: Dataset, run: pathlib.Path, on_device: bool,
         stages.append(lambda: second_stage(config, data, run))
     size = data.train.size // config.batch_size * config.batch_size
     with tqdm(total=size * config.all_epochs, unit=" faces", disable=jax.process_index() != 0, mininterval=0.5,
-              dynamic_ncols=True, delay=1e-3) as bar:  # a run that is finished shows none
+              dynamic_ncols=True, delay=1e-3) as bar:  # until there is something to do it is not shown
         for stage in stages:  # the second one begins with what the first has left
             train_stage(stage(), config, data, run, on_device, placement, watcher, bar)
 
@@ -295,6 +295,7 @@ def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, r
     seen = (steps_per_epoch * stage.before + int(state.step)) * config.batch_size
     if bar.n != seen:  # in an earlier process
         bar.n = bar.initial = bar.last_print_n = seen
+    bar.delay = 0
     bar.set_description(f"{stage.name}, epoch {epoch + 1}/{stage.epochs}")
     with open_records(run, stage.before + epoch) if main else contextlib.nullcontext(lambda _: None) as record:
         parts = [{name: np.asarray(values, np.float32) for name, values in begun.items()}] if begun else []
