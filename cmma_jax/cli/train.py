@@ -100,7 +100,7 @@ def train(config: Config, program: str = PROGRAM) -> None:
     if data.train.size < config.batch_size:
         raise InputError(f"{data.train.size} training faces are fewer than --batch_size={config.batch_size}; "
                          f"give --batch_size={max(1, data.train.size // 2)}")
-    if not data.spec.pixel_std:
+    if data.spec.pixel_std < 1e-9:  # 0, but for the mean's rounding
         raise InputError(f"the {data.train.size} training faces are all equal, so nothing can be learnt from them; "
                          "give others")
     make_folder(run, "the run's folder", "run_dir")

@@ -158,7 +158,7 @@ def test_two_processes_are_killed_and_resume_as_one_and_as_two(undisturbed, face
             assert (found["epoch"], found["step"]) == (expected["epoch"], expected["step"])
             for name in found.keys() & set(figures):
                 assert found[name] == pytest.approx(expected[name], rel=1e-3), (found["epoch"], name)
-        assert [last_state(run, folder)[0] for folder in (FIRST, FLOW)] == [25, 15]
+        assert all((run / folder / f"{step}").is_dir() for folder, step in ((FIRST, 25), (FLOW, 15)))
     assert list((runs[0] / FLOW / "15" / "state" / "ocdbt.process_1" / "d").iterdir())  # both have written
 
 
@@ -230,8 +230,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(undist
     step, before = last_state(run, FLOW)
     make_loss = stages.make_flow_loss
 
-    def broken(*args):
-        loss = make_loss(*args)
+    def broken(*args, **more):
+        loss = make_loss(*args, **more)
         return lambda *a: jax.tree.map(lambda v: v * np.nan, loss(*a))
 
     monkeypatch.setattr(stages, "make_flow_loss", broken)

@@ -206,7 +206,7 @@ def readers() -> dict[str, Reader]:
         "records of a run": Reader(lambda place, content: read_metrics(written("metrics.jsonl", content, place).parent),
                                    [records.encode()], 0.1),
         "finished faces of a Parzen estimate": Reader(
-            lambda place, content: parzen._read(written("done.jsonl", content, place)), [finished.encode()], 0.03),
+            lambda place, content: parzen._read(written("done.jsonl", content, place), 2), [finished.encode()], 0.03),
         "maps of decoded faces": Reader(read_maps, [name.encode() + b"|" + whole for name, whole in maps.items()],
                                         0.02),
         "model in one file": Reader(lambda place, content: compact.read_compact(
