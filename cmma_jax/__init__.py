@@ -10,10 +10,11 @@
 import importlib.metadata
 import os
 
-# XLA's own convolutions on a CPU: by YNNPACK, its default there, their kernels' gradients take up to six times as long.
+# On a CPU YNNPACK, XLA's default there, is to have the matrix products alone, among them those in bfloat16: by it the
+# gradients of a convolution's kernel take up to six times as long, and element-wise work longer.
 # Whoever has set flags has the word; and a release of which nobody has seen that it has the flag would end the process.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT")
 
 from cmma_jax.errors import InputError  # noqa: E402
 from cmma_jax.sampling.face_model import FaceModel, load  # noqa: E402

@@ -12,7 +12,7 @@ from typing import NamedTuple
 # LLVM's third level takes three quarters of the time that a small program's compilation takes, and gains it nothing.
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # the package's own, which it sets where there are none
-    FLAGS += " --xla_cpu_experimental_ynn_fusion_type="
+    FLAGS += " --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))

@@ -90,7 +90,7 @@ def test_xla_flags_are_set_at_import_unless_there_are_some(own):
                            env=surroundings | ({"XLA_FLAGS": own} if own else {}), capture_output=True, text=True,
                            timeout=120)
     known = importlib.metadata.version("jaxlib").startswith("0.10.")
-    expected = own or ("--xla_cpu_experimental_ynn_fusion_type=" if known else "None")
+    expected = own or ("--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if known else "None")
     assert ended.stdout.strip() == expected, ended.stderr
 
 

@@ -204,18 +204,18 @@ def _autoencoder(architecture: Architecture, spec: Spec, sees_x: bool = False, s
     """
     shape, z = _latents(architecture, spec)
     a, x = jnp.zeros((1, 2 * len(spec.attributes))), jnp.zeros((1, *spec.image_shape))
-    width, dtype = architecture.width, architecture.precision
+    width = architecture.width
     mixture = architecture.likelihood == "logistic_mixture"
     heads = 10 * architecture.components if mixture else 6
     head_init = SMALL if mixture else nn.initializers.zeros
 
     def networks(more: int, sees_x: bool, sees_z: bool) -> dict[str, tuple]:
         if len(shape) == 1:
-            h: nn.Module = VectorEncoder(shape[0], width, dtype)
-            g: nn.Module = VectorDecoder(spec.image_shape, width, heads, more, head_init, dtype=dtype)
+            h: nn.Module = VectorEncoder(shape[0], width)
+            g: nn.Module = VectorDecoder(spec.image_shape, width, heads, more, head_init)
         else:
-            h = MapEncoder(shape[0], shape[2], width, architecture.blocks, dtype)
-            g = MapDecoder(spec.image_shape, width, architecture.blocks, heads, more, head_init, dtype)
+            h = MapEncoder(shape[0], shape[2], width, architecture.blocks)
+            g = MapDecoder(spec.image_shape, width, architecture.blocks, heads, more, head_init)
         return {"h": (h, x, a if sees_x else None), "g": (g, z, a if sees_z else None)}
 
     def count(networks: dict[str, tuple]) -> int:

@@ -3,8 +3,8 @@
 Attributes reach them encoded: `a`, [B, 2A], the values with holes at 0 beside the mask of the known ones.
 Faces reach them centred on the mean face and scaled to unit deviation. Heads start at zero, so that a new
 model says: mean face, the data's own spread, z ~ N(0, I); those of a map's mean and of a mixture nearly so, as a map
-that says nothing would go on saying nothing for an epoch, and a mixture's parts would stay alike. Parameters are
-float32; with `dtype` bfloat16 what lies between entrance and heads is not, which halves its memory and its traffic.
+that says nothing would go on saying nothing for an epoch, and a mixture's parts would stay alike. Parameters and
+features are float32; the factors of the transformer's products may be rounded to bfloat16 (`product`).
 
 z is a map, [B, cells, cells, channels], or a vector, [B, J], whose networks are the paper's (Fig. 5).
 """
@@ -29,11 +29,11 @@ LOWEST_TIME, HIGHEST_TIME = 1.0, 1000.0  # radians over the unit of time
 
 def _down(features: int, x: jax.Array, name: str) -> jax.Array:
     """[B, H, W, C] -> [B, H/2, W/2, features] by 4x4 kernels of stride 2."""
-    return nn.Conv(features, (4, 4), (2, 2), dtype=x.dtype, kernel_init=HE_NORMAL, name=name)(x)
+    return nn.Conv(features, (4, 4), (2, 2), kernel_init=HE_NORMAL, name=name)(x)
 
 
 def _conv3(features: int, x: jax.Array, name: str, kernel_init=HE_NORMAL) -> jax.Array:
-    return nn.Conv(features, (3, 3), dtype=x.dtype, kernel_init=kernel_init, name=name)(x)
+    return nn.Conv(features, (3, 3), kernel_init=kernel_init, name=name)(x)
 
 
 class Up(nn.Module):
@@ -52,11 +52,11 @@ class Up(nn.Module):
         batch, height, width, _ = x.shape
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # by the convolution itself the gradient takes far longer
-        x = nn.Conv(4 * self.features, (2, 2), padding="VALID", use_bias=False, dtype=x.dtype,
-                    kernel_init=self.kernel_init, name="blocks")(x)
+        x = nn.Conv(4 * self.features, (2, 2), padding="VALID", use_bias=False, kernel_init=self.kernel_init,
+                    name="blocks")(x)
         x = x.reshape(batch, height + 1, width + 1, 2, 2, self.features).swapaxes(2, 3)
         x = x.reshape(batch, 2 * height + 2, 2 * width + 2, self.features)[:, 1:-1, 1:-1]
-        return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+        return x + bias.reshape(1, 1, 1, -1)
 
 
 class Block(nn.Module):
@@ -74,18 +74,14 @@ class Block(nn.Module):
         size = x.shape[-1]
         features = _norm(x)
         if known is not None:
-            scale, shift = jnp.split(_head(2 * size, "known")(known)[:, None, None].astype(x.dtype), 2, -1)
+            scale, shift = jnp.split(_head(2 * size, "known")(known)[:, None, None], 2, -1)
             features = (1 + scale) * features + shift
         features = nn.relu(_conv3(size + self.extra, nn.relu(features), "conv0"))
         return x + _conv3(size, features, "conv1", nn.initializers.zeros)
 
 
 def _norm(x: jax.Array, name: str | None = None) -> jax.Array:
-    return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), name=name)(x).astype(x.dtype)
-
-
-def _as(dtype: str, x: jax.Array) -> jax.Array:
-    return x if dtype == "float32" else x.astype(dtype)  # float64 stays, in the tests that have it
+    return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), name=name)(x)
 
 
 def _head(features: int, name: str) -> nn.Dense:
@@ -116,25 +112,23 @@ class MapEncoder(nn.Module):
       cells, channels: of the map.
       width: channels of the first convolution; each stage doubles them.
       blocks: residual blocks a stage, which the attributes enter.
-      dtype: of what lies between.
     """
 
     cells: int
     channels: int
     width: int
     blocks: int
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, a: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """x: [B, H, W, 3] centred and scaled, a: [B, 2A], or None in a VAE -> two [B, cells, cells, channels]."""
-        known, features = _known(a), _as(self.dtype, x)
+        known, features = _known(a), x
         for stage in range(_stages(x.shape[1], self.cells)):
             features = features if stage == 0 else nn.relu(features)
             features = _down(self.width * 2**stage, features, f"conv{stage}")
             for block in range(self.blocks):
                 features = Block(name=f"block{stage}_{block}")(features, known)
-        features = nn.relu(_norm(features, "norm")).astype(x.dtype)
+        features = nn.relu(_norm(features, "norm"))
         mean = _conv3(self.channels, features, "mean", SMALL)
         return mean, _conv3(self.channels, features, "logvar", nn.initializers.zeros)
 
@@ -144,7 +138,7 @@ class MapDecoder(nn.Module):
 
     Attributes:
       image_shape: (H, W, 3).
-      width, blocks, dtype: as of `MapEncoder`.
+      width, blocks: as of `MapEncoder`.
       heads: values a pixel.
       head_init: how the heads start.
       extra: of the blocks, by which capacities are matched.
@@ -156,20 +150,19 @@ class MapDecoder(nn.Module):
     heads: int
     extra: int = 0
     head_init: nn.initializers.Initializer = nn.initializers.zeros
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, z: jax.Array, a: jax.Array | None = None) -> jax.Array:
         """z: [B, cells, cells, channels], a: [B, 2A] where p(x|y, z) sees them -> [B, H, W, heads]."""
         stages, known = _stages(self.image_shape[0], z.shape[1]), _known(a)
-        features = _conv3(self.width * 2 ** (stages - 1), _as(self.dtype, z), "entrance")
+        features = _conv3(self.width * 2 ** (stages - 1), z, "entrance")
         for stage in range(stages):
             for block in range(self.blocks):
                 features = Block(self.extra, name=f"block{stage}_{block}")(features, known)
             features = nn.relu(_norm(features, f"norm{stage}"))
             if stage < stages - 1:
                 features = Up(self.width * 2 ** (stages - 2 - stage), name=f"conv{stage}")(features)
-        return Up(self.heads, self.head_init, name="heads")(features.astype(z.dtype))
+        return Up(self.heads, self.head_init, name="heads")(features)
 
 
 def _stages(size: int, cells: int) -> int:
@@ -197,18 +190,19 @@ class MapAttributes(nn.Module):
 class VelocityNetwork(nn.Module):
     """The flow's velocity: a transformer over tokens of PATCH x PATCH cells (Peebles and Xie 2023, adaLN-zero).
 
-    Time and attributes shift, scale and gate each block. At the start it says 0. The units of a feed-forward layer are
-    squared ReLUs (So et al. 2021), of which dropout leaves out some of a face's, the same in all of its tokens.
+    Time and attributes shift, scale and gate each block, whose own layers need no bias beside a shift. At the start it
+    says 0. The units of a feed-forward layer are squared ReLUs (So et al. 2021), of which dropout leaves out some of a
+    face's, the same in all of its tokens.
 
     Attributes:
       width: features of a token, a multiple of HEAD.
       blocks: of attention and a feed-forward layer.
-      dtype: of the tokens between entrance and head.
+      precision: of the factors of the blocks' products (`product`).
     """
 
     width: int
     blocks: int
-    dtype: str = "float32"
+    precision: str = "float32"
 
     @nn.compact
     def __call__(self, z: jax.Array, t: jax.Array, a: jax.Array, keep: Sequence[jax.Array] | None = None) -> jax.Array:
@@ -225,11 +219,12 @@ class VelocityNetwork(nn.Module):
         tokens = z.reshape(batch, rows // PATCH, PATCH, columns // PATCH, PATCH, channels).swapaxes(2, 3)
         tokens = tokens.reshape(batch, -1, PATCH * PATCH * channels)
         places = self.param("places", nn.initializers.normal(0.02), (1, tokens.shape[1], self.width))
-        tokens = _as(self.dtype, nn.Dense(self.width, name="entrance")(tokens) + places)
+        tokens = nn.Dense(self.width, name="entrance")(tokens) + places
         for block in range(self.blocks):
-            tokens = TransformerBlock(name=f"block{block}")(tokens, known, None if keep is None else keep[block])
+            tokens = TransformerBlock(self.precision, name=f"block{block}")(
+                tokens, known, None if keep is None else keep[block])
         shift, scale = jnp.split(_head(2 * self.width, "modulation")(known)[:, None], 2, -1)
-        tokens = _layer_norm(tokens).astype(z.dtype) * (1 + scale) + shift
+        tokens = _layer_norm(tokens) * (1 + scale) + shift
         tokens = _head(PATCH * PATCH * channels, "velocity")(tokens)
         tokens = tokens.reshape(batch, rows // PATCH, columns // PATCH, PATCH, PATCH, channels).swapaxes(2, 3)
         return tokens.reshape(z.shape)
@@ -238,41 +233,70 @@ class VelocityNetwork(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention, then a feed-forward layer, each beside an identity, shifted, scaled and gated by what is known."""
 
+    precision: str = "float32"
+
     @nn.compact
     def __call__(self, tokens: jax.Array, known: jax.Array, keep: jax.Array | None = None) -> jax.Array:
         """tokens: [B, N, D], known: [B, D], keep: [B, 4D] or None -> [B, N, D]."""
         batch, count, width = tokens.shape
-        dtype = tokens.dtype
-        modulation = _head(6 * width, "modulation")(known)[:, None].astype(dtype)
+
+        def dense(features: int, tokens: jax.Array, name: str) -> jax.Array:
+            layer = nn.Dense(features, use_bias=False, dot_general=_FACTORS[self.precision], name=name)
+            # As one product of two matrices: its gradient is two more.
+            return layer(tokens.reshape(batch * count, -1)).reshape(batch, count, features)
+
+        modulation = _head(6 * width, "modulation")(known)[:, None]
         shift0, scale0, gate0, shift1, scale1, gate1 = jnp.split(modulation, 6, -1)
         features = _layer_norm(tokens) * (1 + scale0) + shift0
-        mixed = _dense(3 * width, features, "queries_keys_values")
+        mixed = dense(3 * width, features, "queries_keys_values")
         query, key, value = jnp.split(mixed.reshape(batch, count, 3 * width // HEAD, HEAD), 3, 2)
         heard = jax.nn.dot_product_attention(query, key, value).reshape(tokens.shape)
-        tokens += gate0 * _dense(width, heard, "heard")
+        tokens += gate0 * dense(width, heard, "heard")
         features = _layer_norm(tokens) * (1 + scale1) + shift1
-        features = jnp.square(nn.relu(_dense(4 * width, features, "forward0")))
+        features = jnp.square(nn.relu(dense(4 * width, features, "forward0")))
         if keep is not None:
-            features *= keep[:, None].astype(dtype)
-        return tokens + gate1 * _dense(width, features, "forward1")
-
-
-def _dense(features: int, tokens: jax.Array, name: str) -> jax.Array:
-    """tokens: [B, N, D] -> [B, N, features], as one product of two matrices: its gradient is two more."""
-    flat = tokens.reshape(-1, tokens.shape[-1])
-    return nn.Dense(features, dtype=tokens.dtype, name=name)(flat).reshape(*tokens.shape[:2], features)
+            features *= keep[:, None]
+        return tokens + gate1 * dense(width, features, "forward1")
 
 
 def _layer_norm(x: jax.Array) -> jax.Array:
-    return nn.LayerNorm(use_bias=False, use_scale=False)(x).astype(x.dtype)
+    return nn.LayerNorm(use_bias=False, use_scale=False)(x)
 
 
-def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation, dtype: str = "float32") -> jax.Array:
+@jax.custom_vjp
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a: [M, K], b: [K, N] -> [M, N] float32, the factors rounded to bfloat16, of gradients too, the sums float32.
+
+    Processors that multiply bfloat16 do so up to several times as fast. By XLA's own rule for the gradient the factors
+    of its two products would be one of each type, for which they have no instruction.
+    """
+    return _product_forward(a, b)[0]
+
+
+def _contract(a: jax.Array, b: jax.Array, axis: int, other: int) -> jax.Array:
+    return jax.lax.dot_general(a, b, (((axis,), (other,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _product_forward(a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return _contract(a, b, 1, 0), (a, b)
+
+
+def _product_backward(factors: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    (a, b), slope = factors, slope.astype(jnp.bfloat16)
+    return _contract(slope, b, 1, 1), _contract(a, slope, 0, 0)
+
+
+product.defvjp(_product_forward, _product_backward)
+_FACTORS = {"float32": None, "bfloat16": lambda a, b, *_, **__: product(a, b)}  # as nn.Dense takes a product
+
+
+def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation) -> jax.Array:
     """x: [B, H, W, 3], a: [B, 2A] or None -> [B, features]; inside a compact method, whose layers these become."""
-    features = _as(dtype, x)
+    features = x
     for stage in range(STAGES):
         features = activation(_down(width * 2**stage, features, f"conv{stage}"))
-    features = features.reshape(len(x), -1).astype(x.dtype)
+    features = features.reshape(len(x), -1)
     if a is None:
         return features
     attributes = activation(nn.Dense(8 * width, name="attributes")(a))
@@ -284,12 +308,11 @@ class VectorEncoder(nn.Module):
 
     latents: int
     width: int
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, a: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """x: [B, H, W, 3] centred and scaled, a: [B, 2A], or None in a VAE -> two [B, J]."""
-        features = _image_features(x, a, self.width, nn.relu, self.dtype)
+        features = _image_features(x, a, self.width, nn.relu)
         return _head(self.latents, "mean")(features), _head(self.latents, "logvar")(features)
 
 
@@ -323,7 +346,6 @@ class VectorDecoder(nn.Module):
       hidden: softplus units beside z at the entrance, which see the attributes, or z where there are none.
       head_init: how the heads start.
       norm: whether each stage is normalised over its pixels and channels, which keeps a generator from saturating.
-      dtype: of the images between z and the heads.
     """
 
     image_shape: tuple[int, int, int]
@@ -332,7 +354,6 @@ class VectorDecoder(nn.Module):
     hidden: int = 0
     head_init: nn.initializers.Initializer = nn.initializers.zeros
     norm: bool = False
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, z: jax.Array, a: jax.Array | None = None) -> jax.Array:
@@ -345,12 +366,12 @@ class VectorDecoder(nn.Module):
             units = nn.softplus(nn.Dense(self.hidden, name="hidden")(z if a is None else a))
             features = jnp.concatenate([z, units], -1)
         features = nn.Dense(rows * columns * depth, name="features")(features)
-        features = _as(self.dtype, features.reshape(len(z), rows, columns, depth))
+        features = features.reshape(len(z), rows, columns, depth)
         features = self._activate(features, "norm")
         for stage in range(STAGES - 1):
             features = Up(depth // 2 ** (stage + 1), name=f"conv{stage}")(features)
             features = self._activate(features, f"norm{stage}")
-        return Up(self.heads, self.head_init, name="heads")(features.astype(z.dtype))
+        return Up(self.heads, self.head_init, name="heads")(features)
 
     def _activate(self, features: jax.Array, name: str) -> jax.Array:
         return nn.relu(nn.GroupNorm(num_groups=1, name=name)(features) if self.norm else features)
