@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--out", default="growth.png", help="the picture")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a fresh process is started with, as JSON
     options = parser.parse_args()
-    parallel.enable_compilation_cache()
+    parallel.prepare()
     if options.one:
         print(json.dumps(measure(**json.loads(options.one))))
         return

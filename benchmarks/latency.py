@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--preview", type=int, default=4, help="solver steps of a preview")
     parser.add_argument("--starts", type=int, default=7)
     options = parser.parse_args()
-    parallel.enable_compilation_cache()
+    parallel.prepare()
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}; load average before "
           f"{os.getloadavg()[0]:.1f}")
     print("| | p50 | p99 | fastest | processor time a call |\n|---|---|---|---|---|")

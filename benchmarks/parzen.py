@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--faces", type=int, default=4)
     parser.add_argument("--prior", default="gaussian", choices=("gaussian", "flow"))
     options = parser.parse_args()
-    parallel.enable_compilation_cache()
+    parallel.prepare()
     faces = noise(options.faces)
     data = as_dataset(faces)
     model = make_model(Config(prior=options.prior), data.spec)

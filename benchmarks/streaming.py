@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where the maps go for the while; default: the system's for temporary files")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # what a fresh process is started with
     options = parser.parse_args()
-    parallel.enable_compilation_cache()
+    parallel.prepare()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         if options.one:
             return grow(pathlib.Path(scratch), options.one, options.calls)

@@ -1,7 +1,8 @@
 """Faces/s of a step of either stage of the training, against the same networks in PyTorch.
 
     pip install -r benchmarks/requirements.txt
-    python -m benchmarks.train_step [--batch_size 100] [--steps 2] [--rounds 7] [--likelihood gaussian] [--compile]
+    python -m benchmarks.train_step [--batch_size 100] [--steps 2] [--rounds 7] [--compile]
+                                      [--likelihood logistic_mixture]
 
 The networks are the default's for LFW, 73 binary attributes; a step is draw, forward, backward, clipping, update and
 moving average. All contestants take turns in one process, round by round, and the median of a round's ratios is
@@ -278,7 +279,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--steps", type=int, default=2, help="steps a round")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--likelihood", default="logistic_mixture", choices=("logistic_mixture", "gaussian"))
+    parser.add_argument("--likelihood", default="gaussian", choices=("logistic_mixture", "gaussian"))
     parser.add_argument("--compile", action="store_true", help="PyTorch compiled as well")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="PyTorch's; XLA takes all cores")
     options = parser.parse_args()
@@ -318,7 +319,8 @@ def main() -> None:
             if name.startswith("product "):
                 rates.setdefault(name, []).extend(2 * SIDE**3 / np.asarray(seconds[name]))
                 continue
-            own = f"{'XLA' if name.startswith('cmma') else 'PyTorch'}, {'bfloat16' if 'bfloat16' in name else 'float32'}"
+            own = (f"{'XLA' if name.startswith('cmma') else 'PyTorch'}, "
+                   f"{'bfloat16' if 'bfloat16' in name else 'float32'}")
             faces_s = options.batch_size / np.asarray(seconds[name])
             ratio = np.median(np.asarray(seconds[name]) / np.asarray(seconds["cmma_jax"]))
             share = flops / np.median(seconds[name]) / (2 * SIDE**3 / np.median(seconds[f"product {own}"]))

@@ -13,6 +13,30 @@ class InputError(ValueError):
         super().__init__(" ".join(message.splitlines()))
 
 
+class Faults:
+    """Collects what is wrong with a thing, so that all of it is told at once."""
+
+    MOST = 20
+
+    def __init__(self, where: str):
+        self.where, self.found = where, list[str]()
+
+    def add(self, fault: str) -> None:
+        """Adds a fault; "line 3: ..." follows the thing's name after a comma."""
+        self.found.append(fault)
+
+    def tell(self) -> None:
+        """Raises InputError if there is a fault: of one its line, of several their number and the first MOST."""
+        if len(self.found) == 1:
+            (fault,) = self.found
+            comma = "," if fault.startswith("line ") else ":" if not fault.startswith("has ") else ""
+            raise InputError(f"{self.where}{comma} {fault}")
+        if self.found:
+            listed = " ".join(f"({i}) {fault}" for i, fault in enumerate(self.found[:self.MOST], 1))
+            more = f" ... and {len(self.found) - self.MOST} more" if len(self.found) > self.MOST else ""
+            raise InputError(f"{self.where} has {len(self.found)} faults: {listed}{more}")
+
+
 class Interrupted(Exception):
     """A signal was obeyed; the message says where the program can go on."""
 

@@ -86,7 +86,8 @@ class Small(NamedTuple):
 
     def variant(self, kind: str = "binary", **changes) -> tuple[Model, dict]:
         """Returns another model for the data, its attributes of another kind, and random parameters."""
-        spec = dataclasses.replace(self.data.spec, kind=kind)
+        kinds = {"mixed": ("binary", "real") * 3}.get(kind, (kind,) * 6)[:5]
+        spec = dataclasses.replace(self.data.spec, kinds=kinds)
         model = make_model(dataclasses.replace(self.config, **changes), spec)
         return model, jax.tree.map(jax.numpy.asarray, random_params(model))
 
@@ -122,7 +123,7 @@ def small() -> Small:
     data = make_dataset("small", ("Male", "Smiling", "Bald", "Eyeglasses", "Mustache"), "binary",
                         draw(96), draw(30), draw(30))
     config = Config(image_size=16, latent_channels=2, width=4, prior_hidden=8, flow_width=64, flow_blocks=1,
-                    batch_size=16)
+                    batch_size=16, likelihood="logistic_mixture")
     model = make_model(config, data.spec)
     gaussian = make_model(dataclasses.replace(config, prior="gaussian"), data.spec)
     scale = {"mean": np.float32([0.3, -0.2]), "deviation": np.float32([0.8, 1.3])}
@@ -157,7 +158,8 @@ def named_runs(tmp_path_factory) -> pathlib.Path:
             csv.writer(file).writerows([["file", *NAMED, "split"], *rows])
     runs = folder / "runs"
     tiny = ["--dataset=folder", "--image_size=16", "--latent_channels=2", "--width=4", "--prior_hidden=8",
-            "--flow_width=64", "--flow_blocks=1", "--devices=1", "--batch_size=20", "--epochs=1", "--flow_epochs=1"]
+            "--flow_width=64", "--flow_blocks=1", "--devices=1", "--batch_size=20", "--epochs=1", "--flow_epochs=1",
+            "--likelihood=logistic_mixture"]
     for name, kind, where, flags in (
             ("cvae", "binary", runs / "cvae", []), ("cgan", "binary", runs / "cgan", ["--latent_size=8"]),
             ("cmma", "binary", runs / "cmma", []), ("cmma", "real", folder / "real-run", []),

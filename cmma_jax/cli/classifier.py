@@ -28,7 +28,7 @@ those enter a model's scores. At the end stand the scores of the real test faces
 
 def train(settings: Settings) -> None:
     """Trains a classifier, writes it, and prints what it sees and how it scores real test faces."""
-    parallel.enable_compilation_cache()
+    parallel.prepare()
     data = load_dataset(settings.dataset, settings.data_dir, image_size=settings.image_size)
     out = settings.out_path()
     make_folder(out, "the classifier's folder", "out")  # before the minutes of training

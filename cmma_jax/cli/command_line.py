@@ -24,6 +24,7 @@ def parse(kind: type, argv: list[str], program: str, description: str, **options
       InputError: one line for an unknown flag or a bad value, with what was meant.
     """
     said = io.StringIO()
+    argv = [_at_home(word) for word in argv]
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(kind, args=argv, prog=program, description=description, **options)
@@ -34,12 +35,21 @@ def parse(kind: type, argv: list[str], program: str, description: str, **options
         raise InputError(" ".join(words.split()) + f" ({program} --help lists every flag)") from None
 
 
+def _at_home(word: str) -> str:
+    """Returns --flag=~/path with the home folder in the tilde's place, where shells leave it."""
+    flag, equals, value = word.partition("=")
+    return flag + equals + os.path.expanduser(value) if word.startswith("--") and value.startswith("~") else word
+
+
 def run(program: str, action: Callable[[], None], interrupted: str) -> int:
     """Returns a program's exit code.
 
     0; 2 for bad input, or a file that cannot be read or written, told in one line; 128 and a signal's number for that
     signal: 130 for an interrupt, 143 for SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where they are ASCII, as with LC_ALL=C, a bar's ends are "?"
+            stream.reconfigure(errors="replace")
     try:
         action()
     except InputError as error:

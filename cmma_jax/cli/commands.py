@@ -238,8 +238,8 @@ def infer(arguments: Infer) -> None:
     photo = arguments.read(arguments.photo, model.run.spec.image_shape[0])
     inferred = model.infer_attributes(photo.face, parse_settings(arguments.known), arguments.seed, arguments.samples,
                                       arguments.steps)
-    binary = model.run.spec.kind == "binary"
-    lines = [f"{'attribute':28} {'probability' if binary else 'score':>11} {'deviation':>10}"]
+    heading = {"binary": "probability", "real": "score", "mixed": "prob./score"}[model.run.spec.kind]
+    lines = [f"{'attribute':28} {heading:>11} {'deviation':>10}"]
     for name, (mean, deviation) in sorted(inferred.items(), key=lambda entry: -float(entry[1][0][0])):
         lines.append(f"{name:28} {mean[0]:11.3f} {deviation[0]:10.3f}")
     print("\n".join(lines))

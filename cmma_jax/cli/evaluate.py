@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 import zlib
 from typing import Any, Literal, NamedTuple
@@ -136,9 +137,10 @@ class Arguments:
 
 def evaluate(arguments: Arguments) -> None:
     """Measures every run that the arguments name, prints the table and writes it."""
-    parallel.enable_compilation_cache()
+    parallel.prepare()
     paths = [pathlib.Path(arguments.run)] if arguments.run else find_runs(
         arguments.runs_dir, arguments.model, arguments.dataset, arguments.unfinished)
+    results_folder(arguments)  # before the minutes of work
     first = load_run(paths[0], arguments.unfinished)
     data = load_data(first, arguments.data_dir)
     faces = getattr(data, arguments.split)
@@ -178,12 +180,19 @@ def evaluate(arguments: Arguments) -> None:
 def write(rows: dict[str, table.Figures], heading: str, name: str, data: Dataset, arguments: Arguments) -> None:
     """Prints a table and writes it."""
     print("\n" + table.to_markdown(rows))
-    folder = pathlib.Path(arguments.run)
-    if not (arguments.run and folder.is_dir()):  # several runs, or a model without a folder
-        folder = pathlib.Path(arguments.runs_dir)
-        make_folder(folder, "the table's folder", "runs_dir")
-    stem = folder / f"{name}-{data.spec.dataset.replace('/', '-')}-{arguments.split}"
+    stem = results_folder(arguments) / f"{name}-{data.spec.dataset.replace('/', '-')}-{arguments.split}"
     print("written to " + ", ".join(str(path) for path in table.write(rows, stem, heading)))
+
+
+def results_folder(arguments: Arguments) -> pathlib.Path:
+    """Returns where the table goes: one run's own folder, or, of several, of a file, or of a run that cannot be written
+    to, --runs_dir; raises InputError if nothing can be written there.
+    """
+    if arguments.run and os.access(arguments.run, os.W_OK) and os.path.isdir(arguments.run):
+        return pathlib.Path(arguments.run)
+    folder = pathlib.Path(arguments.runs_dir)
+    make_folder(folder, "the table's folder", "runs_dir")
+    return folder
 
 
 def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Arguments) -> None:
@@ -322,9 +331,9 @@ def measure_bound(run: Run, faces: Faces, arguments: Arguments) -> table.Figures
 
 def record(run: Run, arguments: Arguments, what: str) -> pathlib.Path | None:
     """Returns where a figure of a run is kept as far as it is done: beside it, named for what it depends on, among it
-    the weights' checksum, for a run may be trained again in its folder; None: a compact file has no folder.
+    the weights' checksum, for a run may be trained again in its folder; None: there is no folder, or a read-only one.
     """
-    if not run.path.is_dir():
+    if not (run.path.is_dir() and os.access(run.path, os.W_OK)):
         return None
     checksum = 0
     for leaf in jax.tree.leaves(run.params):
@@ -379,7 +388,7 @@ def find_tools(arguments: Arguments, data: Dataset, faces: Faces) -> Tools:
         names = [name for name, seen in zip(classifier.attributes, classifier.visible, strict=True) if seen]
         print(f"classified by {len(names)} attributes, with an AUC of {VISIBLE_AUC} or more on real faces: "
               + ", ".join(names))
-    elif data.spec.kind == "binary":
+    elif data.spec.kind != "real":
         print(f"no classifier in {path}; make one: {COMMAND} --dataset={data.spec.dataset} --data_dir=DIR")
     embedded = _unless_missing(embeddings.embed_dlib, faces.x / np.float32(255))
     return Tools(classifier, embedded, _unless_missing(detection.detected, faces.x[:1] / np.float32(255)) is not None)

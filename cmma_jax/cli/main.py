@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
 
     def act() -> None:
         parsed = command_line.parse(arguments, rest, _program(name), inspect.getdoc(arguments) or "")
-        parallel.enable_compilation_cache()
+        parallel.prepare()
         action(parsed)
 
     return command_line.run(_program(name), act, "nothing was written")

@@ -1,5 +1,6 @@
 """Train a model: `python train.py --model=cmma`. `--help` lists every flag."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from cmma_jax.cli import command_line
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset, Faces, spread
-from cmma_jax.data.files import make_folder
+from cmma_jax.data.files import held, make_folder
 from cmma_jax.errors import InputError, did_you_mean
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import SIGMAS, model_sampler, parzen_log_likelihood
@@ -74,7 +75,7 @@ def _peek(argv: list[str], flag: str, otherwise: str) -> str:
 
 def train(config: Config, program: str = PROGRAM) -> None:
     """Trains a run to its end, from its last checkpoint if there is one, and prints what came out."""
-    parallel.enable_compilation_cache()
+    parallel.prepare()
     main = jax.process_index() == 0
     say = tqdm.write if main else lambda *_: None  # above the progress bar, where there is one
 
@@ -96,7 +97,7 @@ def train(config: Config, program: str = PROGRAM) -> None:
                          "give another --run_dir, or leave --no-resume out to go on with it")
     room = parallel.room_for_faces(config.data_on_device)
     data = load_dataset(config.dataset, config.data_dir, kind=config.attributes, image_size=config.image_size,
-                        memory=room, cache=config.cache)
+                        memory=room, cache=config.cache, reading=config.reading)
     if data.train.size < config.batch_size:
         raise InputError(f"{data.train.size} training faces are fewer than --batch_size={config.batch_size}; "
                          f"give --batch_size={max(1, data.train.size // 2)}")
@@ -104,12 +105,28 @@ def train(config: Config, program: str = PROGRAM) -> None:
         raise InputError(f"the {data.train.size} training faces are all equal, so nothing can be learnt from them; "
                          "give others")
     make_folder(run, "the run's folder", "run_dir")
+    if config.dataset not in ("synthetic", "lfw"):
+        say(describe(data))
     say(f"{config.model} on {data.spec.dataset}: {data.train.size:,} training faces, {len(data.spec.attributes)} "
         f"{data.spec.kind} attributes, {placement.count} x {jax.devices()[0].device_kind}; run in {run}")
-    with command_line.signals_noted() as asked:
+    with held(run, "run_dir") if main else contextlib.nullcontext(), command_line.signals_noted() as asked:
         train_run(config, data, run, data.train.x.nbytes <= room, placement,
                   Watcher(say, warn, asked, draw_progress, validate_cgan))
     report(load_run(run), data, say)
+
+
+def describe(data: Dataset) -> str:
+    """Returns a line an attribute: its name and kind, in how much of the training faces it is known, and in how much of
+    those it is 1, or the range of its values.
+    """
+    spec, (_, y, mask) = data.spec, data.train
+    lines = [f"{'attribute':28} kind    known"]
+    for i, name in enumerate(spec.attributes):
+        values = np.asarray(y[:, i])[np.asarray(mask[:, i])]
+        score = values * spec.attribute_std[i] + spec.attribute_mean[i]
+        last = f"{values.mean():.1%} are 1" if spec.binary[i] else f"{score.min():g} to {score.max():g}"
+        lines.append(f"{name:28} {spec.kinds[i]:7} {np.asarray(mask[:, i]).mean():5.0%}  {last}")
+    return "\n".join(lines)
 
 
 def draw_progress(model: Model, params: Params, faces: Faces, path: pathlib.Path) -> None:

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmma_jax.models.spec import Spec
+from cmma_jax.models.spec import Kind, Spec
 
 Array = Any  # np.ndarray or jax.Array: which of them, its place says, and not its type
 
@@ -51,18 +51,21 @@ class Dataset:
     test_people: tuple[str, ...] = ()
 
 
-def make_dataset(dataset: str, attributes: tuple[str, ...], kind: Literal["binary", "real"],
+def make_dataset(dataset: str, attributes: tuple[str, ...], kinds: Kind | tuple[Kind, ...],
                  train: Faces, validation: Faces, test: Faces) -> Dataset:
     """Puts a data set together: statistics of the training rows, real-valued attributes standardised.
 
-    The attributes come in as they were read (0 or 1, or raw scores); unknown ones are masked out.
+    The attributes come in as they were read (0 or 1, or raw scores); unknown ones are masked out. kinds: of each
+    attribute, or of all.
     """
+    kinds = (kinds,) * len(attributes) if isinstance(kinds, str) else kinds
+    real = np.array([kind == "real" for kind in kinds])
     known = np.maximum(train.mask.sum(0), 1)
     mean = np.where(train.mask, train.y, 0).sum(0, dtype=np.float64) / known
     std = np.sqrt(np.where(train.mask, np.square(train.y - mean), 0).sum(0, dtype=np.float64) / known)
 
     def finish(part: Faces) -> Faces:
-        y = (part.y - mean) / np.where(std > 0, std, 1) if kind == "real" else part.y
+        y = np.where(real, (part.y - mean) / np.where(std > 0, std, 1), part.y)
         return Faces(part.x, np.where(part.mask, y, 0).astype(np.float32), part.mask.astype(bool))
 
     mean_face = np.zeros(train.x.shape[1:], np.float64)
@@ -72,10 +75,10 @@ def make_dataset(dataset: str, attributes: tuple[str, ...], kind: Literal["binar
     mean_face /= train.size
     for start in range(0, train.size, 1000):
         squares += np.square(train.x[start:start + 1000] / 255.0 - mean_face).sum()
-    percentiles = () if kind == "binary" else tuple(
+    percentiles = tuple(
         tuple(np.percentile(train.y[rows, a].astype(np.float64) if rows.any() else [0.0], np.arange(101)).tolist())
-        for a, rows in enumerate(train.mask.T))
-    spec = Spec(dataset, tuple(attributes), kind, tuple(mean.tolist()), tuple(std.tolist()),
+        if real[a] else () for a, rows in enumerate(train.mask.T))
+    spec = Spec(dataset, tuple(attributes), tuple(kinds), tuple(mean.tolist()), tuple(std.tolist()),
                 mean_face.astype(np.float32), float(np.sqrt(squares / train.x.size)), percentiles)
     return Dataset(finish(train), finish(validation), finish(test), spec)
 

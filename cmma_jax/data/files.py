@@ -2,17 +2,26 @@
 
 import contextlib
 import json
+import os
 import pathlib
+import socket
 import tempfile
+from collections.abc import Iterator
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from cmma_jax.errors import InputError
 
 
 def write_whole(path: pathlib.Path, content: bytes, flag: str = "out") -> None:
-    """Writes a file whole or not at all; raises InputError, which names the flag, if it cannot be written."""
+    """Writes a file whole or not at all, its folder too; raises InputError, which names the flag, if it cannot."""
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
@@ -36,6 +45,33 @@ def add_lines(path: pathlib.Path | None, values: dict[int, Any]) -> None:
     if path:
         with path.open("a") as file:
             file.writelines(json.dumps([number, value]) + "\n" for number, value in values.items())
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path, flag: str) -> Iterator[None]:
+    """Holds a folder for this process alone, until it leaves or ends in whatever way, `kill -9` included.
+
+    The lock is the operating system's, on the file `lock`, which names who has it and stays behind; a disk that knows
+    no locks, or a system without them, gives none.
+
+    Raises:
+      InputError: another process holds the folder.
+    """
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(folder / "lock", "a+", encoding="utf-8"))
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(f"{folder} is in use by {file.read().strip() or 'another process'}; wait for it, stop it, "
+                             f"or give another --{flag}") from error
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def make_folder(folder: pathlib.Path, what: str, flag: str) -> None:

@@ -1,19 +1,9 @@
-"""Anybody's faces: a folder of images with a table of their attributes.
+"""Anybody's faces: a folder of images with a table of their attributes (`data.table`)."""
 
-The folder holds `attributes.csv`, whose first column `file` names an image relative to the folder:
-
-    file,Smiling,Eyeglasses,split
-    anna.jpg,1,0,train
-    more/bert.png,,1,test
-
-An empty cell is an unknown attribute. The column `split` (train, validation, test) is optional.
-"""
-
-import csv
 import logging
 import math
 import pathlib
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import tqdm
@@ -21,39 +11,33 @@ from PIL import Image
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.data.disk import CACHE, PARTS, New, decoded, fingerprint
-from cmma_jax.data.images import one_line, open_picture
-from cmma_jax.errors import InputError
+from cmma_jax.data.images import open_picture
+from cmma_jax.data.table import AS_IT_IS, Reading, Table, read_columns, read_table
+from cmma_jax.errors import Faults, InputError
 
-TABLE = "attributes.csv"
 SPLITS = PARTS
-LAYOUT = "its first two lines like 'file,Smiling,Eyeglasses' and 'anna.jpg,1,0'"
 SMALLEST_FOLDER = 10  # faces that an 80/10/10 split needs
-WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """A row of the table: its line number, the image, its split ("" if there is none), the cells."""
+    """A row of the table: its number in it, the image as it is named, and where it lies."""
 
-    line: int
+    number: int
     file: str
     path: pathlib.Path
-    split: str
-    cells: list[str]
 
 
 def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, seed: int = 0, memory: float = math.inf,
-                cache: pathlib.Path = pathlib.Path(CACHE)) -> Dataset:
-    """Loads a folder of images and its `attributes.csv`.
+                cache: pathlib.Path = pathlib.Path(CACHE), reading: Reading = AS_IT_IS) -> Dataset:
+    """Loads a folder of images and its table.
 
-    If every column holds only 0 and 1, or -1 and 1, or true/yes and false/no, the attributes are
-    binary; otherwise all are real-valued and standardised. Images may have any size and any of
-    Pillow's formats: they are turned upright by their EXIF orientation, put on white where they are
-    transparent, cropped to their central square and resized. Rows come in the order of their file
-    names; without a column `split` they are split 80/10/10 by a permutation that the seed decides.
-    Neither depends on the order of the rows in the table.
+    Images may have any size and any of Pillow's formats: they are turned upright by their EXIF orientation, put on
+    white where they are transparent, cropped to their central square and resized. Rows come in the order of their file
+    names; without a column `split` they are split 80/10/10 by a permutation that the seed decides. Neither depends on
+    the order of the rows in the table.
 
     Args:
       data_dir: the folder.
@@ -61,34 +45,48 @@ def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, seed: int = 
       seed: of the split.
       memory, cache: as of `disk.decoded`: a larger set is decoded to memory maps, anew where the table or an image
         has changed.
+      reading: what the table's values cannot tell, and whether images may lie outside of the folder.
 
     Returns:
       The data set; x is [N, image_size, image_size, 3] uint8.
 
     Raises:
-      InputError: the table or an image is not as described; the message names it.
+      InputError: the table or an image is not as described; the message names it, and of several faults all.
     """
     require_image_size(image_size)
     folder = pathlib.Path(data_dir)
-    table = folder / TABLE
-    attributes, rows = _read_table(folder, table)
-    rows = sorted(rows, key=lambda row: row.file)
-    y, mask, kind = _read_cells(table, attributes, rows)
-    parts = _split(table, rows, seed)
-    refuse_constant(str(table), attributes, y[parts["train"]], mask[parts["train"]], "drop the column")
-    _mention_unused(folder, rows)
+    table = read_table(folder)
+    columns = read_columns(table, reading)
+    rows = sorted(_rows(folder, table, reading.follow_links), key=lambda row: row.file)
+    order = [row.number for row in rows]
+    attributes = tuple(column.name for column in columns)
+    y, mask = (np.stack([a[order] for a in arrays], -1) if order else np.zeros((0, len(columns)), arrays[0].dtype)
+               for arrays in ([column.values for column in columns], [column.known for column in columns]))
+    parts = _split(table, order, seed)
+    refuse_constant(str(table.path), attributes, y[parts["train"]], mask[parts["train"]], "drop the column")
+    _mention_unused(folder, rows, table)
+    for note in sorted({column.note for column in columns} - {""}):
+        log.warning("%s: %s in %s", table.path, note, ", ".join(c.name for c in columns if c.note == note))
 
     def build(new: New) -> Dataset:
+        faults = Faults(str(table.path))
         x = {part: new(part, len(members)) for part, members in parts.items()}
         with tqdm.tqdm(total=len(rows), desc="reading images", disable=None) as bar:
             for part, members in parts.items():
                 for i, row in enumerate(rows[member] for member in members):
-                    x[part][i] = read_image(row.path, f"{table}, line {row.line}: image {row.file!r}", image_size)
+                    try:
+                        x[part][i] = read_image(row.path, f"line {table.lines[row.number]}: image {row.file!r}",
+                                                image_size)
+                    except InputError as error:
+                        faults.add(str(error))
                     bar.update()
-        return make_dataset("folder", attributes, kind, *(Faces(x[s], y[parts[s]], mask[parts[s]]) for s in SPLITS))
+        faults.tell()
+        return make_dataset("folder", attributes, tuple(column.kind for column in columns),
+                            *(Faces(x[s], y[parts[s]], mask[parts[s]]) for s in SPLITS))
 
     return decoded(build, image_size, len(parts["train"]), memory, cache, lambda: [
-        image_size, seed, table.read_text(encoding="utf-8-sig"), fingerprint(row.path for row in rows)])
+        image_size, seed, list(reading), table.path.read_text(encoding="utf-8-sig"), list(table.splits),
+        fingerprint(row.path for row in rows)])
 
 
 def require_image_size(image_size: int) -> None:
@@ -110,10 +108,12 @@ def refuse_constant(where: str, attributes: tuple[str, ...], y: np.ndarray, mask
     """
     low = np.where(mask, y, np.inf).min(0, initial=np.inf)
     high = np.where(mask, y, -np.inf).max(0, initial=-np.inf)
-    for i in np.flatnonzero(low >= high)[:1]:
+    faults = Faults(where)
+    for i in np.flatnonzero(low >= high):
         seen = f"is {low[i]:g} in all of" if mask[:, i].any() else "is unknown in all of"
-        raise InputError(f"{where}: attribute {attributes[i]!r} {seen} the {len(y)} training rows, so nothing "
-                         f"can be learnt from it; expected two values or more: {mend}")
+        faults.add(f"attribute {attributes[i]!r} {seen} the {len(y)} training rows, so nothing can be learnt from it; "
+                   f"expected two values or more: {mend}")
+    faults.tell()
 
 
 def read_image(source: pathlib.Path | BinaryIO, name: str, image_size: int) -> np.ndarray:
@@ -138,109 +138,75 @@ def read_image(source: pathlib.Path | BinaryIO, name: str, image_size: int) -> n
     return np.asarray(square.resize((image_size, image_size), Image.Resampling.LANCZOS))
 
 
-def _read_table(folder: pathlib.Path, table: pathlib.Path) -> tuple[tuple[str, ...], list[Row]]:
-    """Returns the names of the attributes and the rows of the table, each of another file in the folder."""
-    if not table.is_file():
-        raise InputError(f"{table} not found; expected a CSV file of the images' attributes, {LAYOUT}: write it, "
-                         "or name another folder")
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{table} is not UTF-8 ({one_line(error)}): save it as 'CSV UTF-8'") from error
-    except csv.Error as error:
-        raise InputError(f"{table}, line {reader.line_num} is not CSV ({one_line(error)}): check its quotation "
-                         "marks") from error
-    header = lines[0][1] if lines else []
-    if header[:1] != ["file"]:
-        raise InputError(f"{table} starts with the column {header[0] if header else ''!r}; expected 'file', "
-                         f"with {LAYOUT}: mend its header")
-    for name in header:
-        if header.count(name) > 1 or not name:
-            fault = f"has the column {name!r} {header.count(name)} times" if name else "has a column without name"
-            raise InputError(f"{table} {fault}; expected different names: rename or drop a column")
-    attributes = tuple(name for name in header[1:] if name != "split")
-    if not attributes:
-        raise InputError(f"{table} has no attributes; expected a column for each, with {LAYOUT}: add one")
-    rows: list[Row] = []
-    seen: dict[pathlib.Path, int] = {}
-    for line, cells in lines[1:]:
-        if len(cells) != len(header):
-            raise InputError(f"{table}, line {line} has {len(cells)} columns; expected {len(header)} as in its "
-                             "header: mend the line (an unknown attribute is an empty cell)")
-        row = dict(zip(header, cells, strict=True))
-        path = _inside(folder, f"{table}, line {line}", row["file"])
-        if path in seen:
-            raise InputError(f"{table}, line {line}: file {row['file']!r} is already on line {seen[path]}; "
-                             "expected one row a file: drop one of them")
-        seen[path] = line
-        rows.append(Row(line, row["file"], path, row.get("split", ""), [row[name] for name in attributes]))
-        if "split" in header and rows[-1].split not in SPLITS:
-            raise InputError(f"{table}, line {line}: split {rows[-1].split!r} is none of {', '.join(SPLITS)}: "
-                             "write one of them")
-    return attributes, rows
+def _rows(folder: pathlib.Path, table: Table, follow_links: bool) -> list[Row]:
+    """Returns the rows of a table, each of another file in the folder, or in one below it that holds them all."""
+    faults, rows, seen = Faults(str(table.path)), [], dict[pathlib.Path, int]()
+    base = _base(folder, table.files)
+    for number, (line, file) in enumerate(zip(table.lines, table.files, strict=True)):
+        fault, path = _inside(folder, base, file, follow_links)
+        if fault and "\\" in file:  # Windows wrote it
+            fault, path = _inside(folder, base, file.replace("\\", "/"), follow_links)
+        if fault:
+            faults.add(f"line {line}: file {file!r} {fault}")
+        elif path in seen:
+            faults.add(f"line {line}: file {file!r} is already on line {seen[path]}; expected one row a file: drop one "
+                       "of them")
+        seen.setdefault(path, line)
+        rows.append(Row(number, file, path))
+    faults.tell()
+    return rows
 
 
-def _inside(folder: pathlib.Path, where: str, name: str) -> pathlib.Path:
-    """Returns the path of an existing file inside the folder, links resolved."""
+def _base(folder: pathlib.Path, files: list[str]) -> pathlib.Path:
+    """Returns the folder itself, or the one below it where the first image lies, as CelebA's are beside their table."""
+    first = files[0] if files else ""
     try:
-        path = (folder / name).resolve()
+        if first and not (folder / first).exists() and "\0" not in first and "/" not in first and "\\" not in first:
+            return next((path.parent for path in sorted(folder.rglob(first)) if path.is_file()), folder)
+    except (OSError, ValueError, NotImplementedError):
+        pass  # no name of a file
+    return folder
+
+
+def _inside(folder: pathlib.Path, base: pathlib.Path, name: str, follow_links: bool) -> tuple[str, pathlib.Path]:
+    """Returns what is wrong with an image's name, or "", and its path, links resolved."""
+    try:
+        path = (base / name).resolve()
         inside, exists = path.is_relative_to(folder.resolve()), path.is_file()
+        named_inside = not pathlib.PurePath(name).is_absolute() and ".." not in pathlib.PurePath(name).parts
     except (OSError, RuntimeError, ValueError):  # too long a name, links in a circle, a null character
-        inside, exists = True, False
-    if not inside:
-        raise InputError(f"{where}: file {name!r} is outside of {folder}; expected a path inside: copy it there")
+        path, inside, exists, named_inside = base / "?", True, False, True
+    if not inside and not (follow_links and named_inside):
+        mend = ("copy it there" if not named_inside else
+                "a link leads there: copy what it names, or give --follow_links")
+        return f"is outside of {folder}; expected a path inside: {mend}", path
     if not exists:
-        raise InputError(f"{where}: file {name!r} not found in {folder}; expected an image: mend the name (it is "
-                         "relative to the folder) or drop the row")
-    return path
+        return (f"not found in {folder}; expected an image: mend the name (it is relative to the folder) or drop the "
+                "row"), path
+    return "", path
 
 
-def _read_cells(table: pathlib.Path, attributes: tuple[str, ...],
-                rows: list[Row]) -> tuple[np.ndarray, np.ndarray, Literal["binary", "real"]]:
-    """Returns y [N, A] float32, mask [N, A] bool, and what kind of attributes they are."""
-    mask = np.array([[cell != "" for cell in row.cells] for row in rows], bool).reshape(-1, len(attributes))
-    y = np.zeros(mask.shape, np.float32)
-    for i, j in np.argwhere(mask):
-        y[i, j] = _number(rows[i].cells[j], f"{table}, line {rows[i].line}, column {attributes[j]!r}")
-    values = [set(y[mask[:, j], j].tolist()) for j in range(len(attributes))]
-    if all(v <= {0, 1} or v <= {-1, 1} for v in values):
-        return np.where(mask, np.maximum(y, 0), 0), mask, "binary"
-    return y, mask, "real"
-
-
-def _number(cell: str, where: str) -> float:
-    try:
-        value = WORDS[cell.lower()] if cell.lower() in WORDS else float(cell)
-    except ValueError:
-        value = math.nan
-    if not abs(value) <= float(np.finfo(np.float32).max):
-        raise InputError(f"{where}: {cell!r} is not a finite number; expected a number or true/false: mend it, or "
-                         "leave the cell empty if the attribute is unknown")
-    return value
-
-
-def _split(table: pathlib.Path, rows: list[Row], seed: int) -> dict[str, np.ndarray]:
-    """Returns the row numbers of each part."""
-    if any(row.split for row in rows):
-        parts = {s: np.array([i for i, row in enumerate(rows) if row.split == s], int) for s in SPLITS}
+def _split(table: Table, order: list[int], seed: int) -> dict[str, np.ndarray]:
+    """Returns the numbers of each part's rows, which come in this order of the table's."""
+    if table.splits:
+        parts = {s: np.array([i for i, number in enumerate(order) if table.splits[number] == s], int) for s in SPLITS}
         for part, members in parts.items():
             if not len(members):
-                raise InputError(f"{table} has no row with split {part!r}; expected some of each of "
+                raise InputError(f"{table.path} has no row with split {part!r}; expected some of each of "
                                  f"{', '.join(SPLITS)}: add some, or drop the column 'split'")
         return parts
-    if len(rows) < SMALLEST_FOLDER:
-        raise InputError(f"{table} has too few faces for three splits: {len(rows)}; expected {SMALLEST_FOLDER} or "
-                         "more: add some, or write a column 'split'")
-    order = np.random.default_rng(seed).permutation(len(rows))
-    tenth = len(rows) // 10
-    cuts = np.split(order, [len(rows) - 2 * tenth, len(rows) - tenth])
+    if len(order) < SMALLEST_FOLDER:
+        raise InputError(f"{table.path} has too few faces for three splits: {len(order)}; expected {SMALLEST_FOLDER} "
+                         "or more: add some, or write a column 'split'")
+    shuffled = np.random.default_rng(seed).permutation(len(order))
+    tenth = len(order) // 10
+    cuts = np.split(shuffled, [len(order) - 2 * tenth, len(order) - tenth])
     return {part: np.sort(cut) for part, cut in zip(SPLITS, cuts, strict=True)}
 
 
-def _mention_unused(folder: pathlib.Path, rows: list[Row]) -> None:
+def _mention_unused(folder: pathlib.Path, rows: list[Row], table: Table) -> None:
     used = {row.path for row in rows}
-    unused = sum(path.suffix.lower() in ENDINGS and path.resolve() not in used for path in folder.rglob("*"))
+    unused = sum(path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.resolve() not in used
+                 for path in folder.rglob("*"))
     if unused:
-        log.warning("%s: %d images are not in %s and are left out", folder, unused, TABLE)
+        log.warning("%s: %d images are not in %s and are left out", folder, unused, table.path.name)

@@ -1,5 +1,7 @@
 """Pictures from files: upright, RGB, and refused before they are decoded where they are too large."""
 
+import functools
+import logging
 import math
 import pathlib
 import warnings
@@ -10,6 +12,9 @@ from PIL import Image, ImageOps
 
 from cmma_jax.errors import InputError
 
+log = logging.getLogger(__name__)
+
+DEPTHS = (8, 10, 12, 14, 16)  # bits of the values that 16-bit files hold
 LARGEST = 40_000_000  # pixels; a header that promises more is refused before it is decoded
 
 
@@ -44,13 +49,23 @@ def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str,
 def _upright(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        values = np.asarray(image).astype(np.uint16)
+        bits = next(bits for bits in DEPTHS if values.max(initial=0) < 2**bits)
+        if bits < 16:
+            _say_depth(bits)
+        image = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels of mode {image.mode}; save it with 8 bits a channel")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+@functools.cache  # said once, of however many pictures
+def _say_depth(bits: int) -> None:
+    log.warning("16-bit pixels that are all below %d are taken for %d-bit ones, as cameras and scanners write them",
+                2**bits, bits)
 
 
 def one_line(error: Exception) -> str:

@@ -27,6 +27,7 @@ from cmma_jax.data.folder import SPLITS, read_image, refuse_constant, require_im
 from cmma_jax.data.images import one_line
 from cmma_jax.data.lfw import SIZE, Part, read_labels, read_lfw
 from cmma_jax.errors import InputError
+from cmma_jax.models.spec import Kind
 
 FORMAT = "array_record"  # the one that is read without TensorFlow and knows of slices
 PREPARE = "python -m cmma_jax.data.tfds_builder --lfw_dir DIR --out"
@@ -116,12 +117,12 @@ def load_tfds(name: str, data_dir: str | pathlib.Path, image_size: int = 64, mem
                          f"{', '.join(SPLITS)}: use another set")
     metadata = builder.info.metadata or {}
     attributes = tuple(metadata.get("attributes") or sorted(types))
-    kind: Literal["binary", "real"] = "binary" if all(dtype == np.bool_ for dtype in types.values()) else "real"
+    kinds: tuple[Kind, ...] = tuple("binary" if types[name] == np.bool_ else "real" for name in attributes)
 
     def build(new: New) -> Dataset:
         parts = [_read_split(where, builder, split, attributes, new) for split in SPLITS]
         refuse_constant(where, attributes, parts[0].y, parts[0].mask, "use another set")
-        return make_dataset(metadata.get("dataset") or f"tfds/{name}", attributes, kind, *parts)
+        return make_dataset(metadata.get("dataset") or f"tfds/{name}", attributes, kinds, *parts)
 
     return decoded(build, image_size, splits["train"].num_examples, memory, cache, lambda: [
         name, image_size, fingerprint(sorted(pathlib.Path(builder.data_path).iterdir()))])

@@ -45,13 +45,13 @@ def fit_baselines(data: Dataset, components: tuple[int, ...] = (10, 100, 500)) -
     known = np.asarray(data.train.mask)
     y_mean = np.where(known, data.train.y, 0).sum(0, dtype=np.float64) / np.maximum(known.sum(0), 1)
     # Slopes are kept for y itself; of y in {0, 1} or {-1, 1} once centred, one is twice the other.
-    scale = 2 if data.spec.kind == "binary" else 1
-    a = scale * _centred_attributes(y_mean, data.train)
+    scale = np.where(data.spec.binary, 2, 1)
+    a = scale[None] * _centred_attributes(y_mean, data.train)
     gram = a.T @ a + RIDGE * np.eye(a.shape[1])
-    slopes = scale * np.linalg.solve(gram, a.T.astype(np.float32) @ centred)
+    slopes = scale[:, None] * np.linalg.solve(gram, a.T.astype(np.float32) @ centred)
     regression = face | {"attribute_mean": y_mean, "slopes": slopes}
 
-    residuals = centred - (a / scale).astype(np.float32) @ slopes.astype(np.float32)
+    residuals = centred - (a / scale[None]).astype(np.float32) @ slopes.astype(np.float32)
     by_pixel = _variance_by_pixel(residuals)
     baselines = [
         _baseline("mean face", face | {"variance": _variance_by_pixel(centred).mean()}),

@@ -144,11 +144,14 @@ def train_classifier(data: Dataset, settings: Settings) -> Classifier:
     """Trains on the training faces; epoch and thresholds are chosen on the validation faces. Shows a bar.
 
     Raises:
-      InputError: attributes are not binary, there are too few faces, or no attribute turned out visible.
+      InputError: no attribute is binary, there are too few faces, or no attribute turned out visible.
     """
-    if data.spec.kind != "binary":
+    if data.spec.kind == "real":
         raise InputError(f"a classifier needs binary attributes; those of data set {data.spec.dataset!r} are "
                          "real-valued")
+    train, validation = (part._replace(mask=np.asarray(part.mask) & data.spec.binary[None])  # of those it learns
+                         for part in (data.train, data.validation))
+    data = dataclasses.replace(data, train=train, validation=validation)
     if data.train.size < settings.batch_size:
         raise InputError(f"{data.train.size} training faces are fewer than --batch_size={settings.batch_size}; "
                          f"give --batch_size={max(1, data.train.size // 2)}")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LOG_2PI = 1.8378770664093453
 
@@ -102,6 +103,44 @@ class Bernoulli(NamedTuple):
     def log_prob(self, y: jax.Array) -> jax.Array:
         """Returns y log p + (1 - y) log(1 - p), in nats, for each element, y in {0, 1}."""
         return y * self.logits - jax.nn.softplus(self.logits)
+
+
+class Mixed(NamedTuple):
+    """Binary and real-valued variables side by side, Bernoulli and Gaussian.
+
+    Attributes:
+      binary: [A] bool, which are which.
+      heads: [B, A] logits of the binary ones, means of the others.
+      logvar: [B, A] log-variances of the others.
+    """
+
+    binary: np.ndarray
+    heads: jax.Array
+    logvar: jax.Array
+
+    def _both(self) -> tuple[Bernoulli, Gaussian]:
+        return Bernoulli(self.heads), Gaussian(self.heads, self.logvar)
+
+    def _choose(self, one: jax.Array, other: jax.Array) -> jax.Array:
+        return jnp.where(self.binary[None], one, other)
+
+    @property
+    def mean(self) -> jax.Array:
+        """The probabilities of 1, or the means."""
+        return self._choose(*(each.mean for each in self._both()))
+
+    @property
+    def variance(self) -> jax.Array:
+        """Of the real-valued ones; 0 of the binary ones, whose uncertainty is in their mean."""
+        return self._choose(jnp.zeros_like(self.heads), jnp.exp(self.logvar))
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draws [B, A]; key as for `Gaussian.sample`."""
+        return self._choose(*(each.sample(fold_each(key, i)) for i, each in enumerate(self._both())))
+
+    def log_prob(self, y: jax.Array) -> jax.Array:
+        """Returns the log-probability or log-density of each, in nats."""
+        return self._choose(*(each.log_prob(y) for each in self._both()))
 
 
 def kl(q: Gaussian, p: Gaussian) -> jax.Array:

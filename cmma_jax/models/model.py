@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cmma_jax.models.architecture import Architecture, latent_shape
 from cmma_jax.models.distributions import (
-    Bernoulli,
     Gaussian,
     LogisticMixture,
+    Mixed,
     fold_each,
     standard_uniform,
 )
@@ -55,7 +56,7 @@ class Model(NamedTuple):
       likelihood: (params, z, y, mask) -> p(x|z), or a CVAE's p(x|y, z), whose mean is [B, H, W, 3]; of a CGAN only
         that is meant, the generator's face.
       posterior: (params, x, y, mask) -> q(z|x, y); with an empty mask it is q(z|x). None: a CGAN.
-      attributes: (params, z) -> q(y|z), Bernoulli or Gaussian over [B, A]. None where z does not depend on y.
+      attributes: (params, z) -> q(y|z), Bernoulli and Gaussian over [B, A]. None where z does not depend on y.
       discriminator: (params, x, y, mask, seen) -> [B] logits of x being real; a CGAN's alone; B a multiple of
         `networks.GROUP`, whose faces it compares. seen: [B, H, W, 3] bool, the pixel values that it looks at
         (dropout of its input).
@@ -70,30 +71,30 @@ class Model(NamedTuple):
     likelihood: Callable[..., Gaussian | LogisticMixture]
     # "| Any" and not "| None": who calls a part knows by the model's kind, or has asked, that it is there.
     posterior: Callable[..., Gaussian] | Any = None
-    attributes: Callable[..., Bernoulli | Gaussian] | Any = None
+    attributes: Callable[..., Mixed] | Any = None
     discriminator: Callable[..., jax.Array] | Any = None
     velocity: Callable[..., jax.Array] | Any = None
     init_flow: Callable[..., Params] | Any = None
     discrete: bool = False
 
 
-def encode_attributes(y: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
+def encode_attributes(y: jax.Array, mask: jax.Array, binary: np.ndarray) -> jax.Array:
     """Returns what networks see of attributes, [B, A] -> [B, 2A]: values, binary ones as -1 and 1, then the mask.
 
-    A hole is a 0 in both halves.
+    A hole is a 0 in both halves. binary: [A], which of them are.
     """
-    values = 2 * y - 1 if kind == "binary" else y
+    values = jnp.where(binary[None], 2 * y - 1, y)
     return jnp.concatenate([jnp.where(mask, values, 0), mask.astype(y.dtype)], -1)
 
 
 def cmma(architecture: Architecture, spec: Spec) -> Model:
     """Returns the conditional multimodal autoencoder: y -> z -> x, with p(z|y) = f and p(x|z) = g (Table 1)."""
-    count, binary = len(spec.attributes), spec.kind == "binary"
+    count, binary = len(spec.attributes), spec.binary
     shape, example = _latents(architecture, spec)
-    encode = functools.partial(encode_attributes, kind=spec.kind)
+    encode = functools.partial(encode_attributes, binary=spec.binary)
     a = jnp.zeros((1, 2 * count))
     f = PriorNetwork(example[0].size, architecture.prior_hidden)
-    heads = 1 if binary else 2
+    heads = 1 if binary.all() else 2
     h2 = (VectorAttributes(count, heads, architecture.prior_hidden) if len(shape) == 1 else
           MapAttributes(count, heads, architecture.width))
     networks = {"f": (f, a), "h2": (h2, example), **_autoencoder(architecture, spec, sees_x=True)}
@@ -101,9 +102,10 @@ def cmma(architecture: Architecture, spec: Spec) -> Model:
     def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
         return Gaussian(*f.apply({"params": params["f"]}, encode(y, mask)))
 
-    def attributes(params: Params, z: jax.Array) -> Bernoulli | Gaussian:
-        values = h2.apply({"params": params["h2"]}, z.reshape(len(z), *shape))
-        return Bernoulli(*values) if binary else Gaussian(values[0], jnp.maximum(values[1], ATTRIBUTE_LOGVAR_FLOOR))
+    def attributes(params: Params, z: jax.Array) -> Mixed:
+        heads, *others = h2.apply({"params": params["h2"]}, z.reshape(len(z), *shape))
+        logvar = jnp.maximum(others[0], ATTRIBUTE_LOGVAR_FLOOR) if others else jnp.zeros_like(heads)
+        return Mixed(binary, heads, logvar)
 
     return Model(functools.partial(_init, networks), prior, _likelihood(architecture, spec, networks, None),
                  _posterior(spec, networks, encode), attributes, None, *_flow(architecture, spec, encode),
@@ -112,7 +114,7 @@ def cmma(architecture: Architecture, spec: Spec) -> Model:
 
 def cvae(architecture: Architecture, spec: Spec) -> Model:
     """Returns the conditional VAE of Kingma et al. (2014): z ~ N(0, I), q(z|x, y), p(x|y, z) (Eq. 13)."""
-    encode = functools.partial(encode_attributes, kind=spec.kind)
+    encode = functools.partial(encode_attributes, binary=spec.binary)
     networks = _autoencoder(architecture, spec, sees_x=True, sees_z=True)
     return _with_standard_prior(architecture, spec, networks, encode)
 
@@ -148,13 +150,13 @@ def cgan(architecture: Architecture, spec: Spec) -> Model:
     group = tuple(jnp.repeat(each, GROUP, 0) for each in (x, a))
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
-        face = generator.apply({"params": params["g"]}, z, encode_attributes(y, mask, spec.kind))
+        face = generator.apply({"params": params["g"]}, z, encode_attributes(y, mask, spec.binary))
         face = jax.nn.sigmoid(jax.scipy.special.logit(middle) + face)
         return Gaussian(face, jnp.zeros_like(face))
 
     def discriminator(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array, seen: jax.Array) -> jax.Array:
         x = jnp.where(seen, _scaled(x, spec), 0)  # an unseen value is at the mean face
-        return network.apply({"params": params["discriminator"]}, x, encode_attributes(y, mask, spec.kind))
+        return network.apply({"params": params["discriminator"]}, x, encode_attributes(y, mask, spec.binary))
 
     networks = {"g": (generator, z, a), "discriminator": (network, *group)}
     return Model(functools.partial(_init, networks), _standard_prior(architecture, spec), likelihood,
@@ -226,7 +228,7 @@ def _autoencoder(architecture: Architecture, spec: Spec, sees_x: bool = False, s
     wanted = count(networks(0, True, False))
     if len(shape) == 1:
         f, h2 = (PriorNetwork(shape[0], architecture.prior_hidden),
-                 VectorAttributes(len(spec.attributes), 1 if spec.kind == "binary" else 2, architecture.prior_hidden))
+                 VectorAttributes(len(spec.attributes), 1 if spec.binary.all() else 2, architecture.prior_hidden))
         wanted += count({"f": (f, a), "h2": (h2, z)})
         few, more = (count(networks(units, sees_x, sees_z)) for units in (1, 2))
         return networks(max(1, 1 + round((wanted - few) / (more - few))), sees_x, sees_z)

@@ -5,6 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+Kind = Literal["binary", "real"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -13,22 +15,32 @@ class Spec:
     Attributes:
       dataset: name of the data set.
       attributes: names of the A attributes, in the order of the columns of y.
-      kind: "binary" (y in {0, 1}) or "real" (y standardised).
+      kinds: [A], of each attribute: "binary" (y in {0, 1}) or "real" (y standardised).
       attribute_mean, attribute_std: [A] training-row statistics of the attributes as they were read;
         for "real", y = (score - mean) / std.
       mean_face: [H, W, 3] float32, the mean training face, pixels in [0, 1].
       pixel_std: the root mean squared deviation of a training pixel from the mean face.
-      attribute_percentiles: [A][101] of the training rows as they were read, 0th to 100th; of real-valued ones alone.
+      attribute_percentiles: [A][101] of the training rows as they were read, 0th to 100th; [A][0] of binary ones.
     """
 
     dataset: str
     attributes: tuple[str, ...]
-    kind: Literal["binary", "real"]
+    kinds: tuple[Kind, ...]
     attribute_mean: tuple[float, ...]
     attribute_std: tuple[float, ...]
     mean_face: np.ndarray
     pixel_std: float
-    attribute_percentiles: tuple[tuple[float, ...], ...] = ()
+    attribute_percentiles: tuple[tuple[float, ...], ...]
+
+    @property
+    def binary(self) -> np.ndarray:
+        """[A] bool, which attributes are binary."""
+        return np.array([kind == "binary" for kind in self.kinds])
+
+    @property
+    def kind(self) -> Literal["binary", "real", "mixed"]:
+        """That of all attributes."""
+        return "binary" if self.binary.all() else "mixed" if self.binary.any() else "real"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -46,7 +58,12 @@ class Spec:
 
     @classmethod
     def from_json(cls, fields: dict) -> "Spec":
-        sequences = ("attributes", "attribute_mean", "attribute_std")
-        percentiles = tuple(tuple(each) for each in fields.get("attribute_percentiles", ()))
+        sequences = ("attributes", "kinds", "attribute_mean", "attribute_std")
+        if "kind" in fields:  # TODO: goes with the run that is being trained
+            count = len(fields["attributes"])
+            fields = fields | {"kinds": (fields["kind"],) * count}
+            fields["attribute_percentiles"] = fields["attribute_percentiles"] or ((),) * count
+            del fields["kind"]
+        percentiles = tuple(tuple(each) for each in fields["attribute_percentiles"])
         return cls(**fields | {k: tuple(fields[k]) for k in sequences} | {"attribute_percentiles": percentiles}
                    | {"mean_face": np.asarray(fields["mean_face"], np.float32)})

@@ -79,9 +79,10 @@ class Attributes:
             return None
         text, column = str(value).strip().lower(), self.find(name)
         wrong = f"{self.spec.attributes[column]}={value} "
-        number = WORDS.get(text) if self.spec.kind == "binary" else None
+        kind = self.spec.kinds[column]
+        number = WORDS.get(text) if kind == "binary" else None
         try:
-            if self.spec.kind == "binary":
+            if kind == "binary":
                 number = float(text) if number is None else number
                 good = 0 <= number <= 1
             elif match := re.fullmatch(r"p(\d+(\.\d*)?)", text):
@@ -96,10 +97,10 @@ class Attributes:
                 number = self._standard(column, float(text))
                 good = abs(number) <= FARTHEST
         except ValueError:
-            raise InputError(wrong + f"is no value of it; give {FORMS[self.spec.kind]}") from None
+            raise InputError(wrong + f"is no value of it; give {FORMS[kind]}") from None
         if not good or not math.isfinite(number):  # a NaN compares false
-            more = "" if self.spec.kind == "binary" else f", within {FARTHEST:g} deviations of the mean"
-            raise InputError(wrong + f"is out of range; give {FORMS[self.spec.kind]}{more}")
+            more = "" if kind == "binary" else f", within {FARTHEST:g} deviations of the mean"
+            raise InputError(wrong + f"is out of range; give {FORMS[kind]}{more}")
         return number
 
     def settle(self, settings: Settings, y: np.ndarray, mask: np.ndarray, groups: bool = True
@@ -122,9 +123,9 @@ class Attributes:
                 raise InputError(f"{self.spec.attributes[column]} is set twice, to different values; set it once")
             asked[column] = number
         y, mask = np.array(y, np.float32), np.array(mask, bool)
-        middle = 0.5 if self.spec.kind == "binary" else 0.0
         if groups:
-            present = [column for column, number in asked.items() if number is not None and number > middle]
+            present = [column for column, number in asked.items()
+                       if number is not None and number > (0.5 if self.spec.kinds[column] == "binary" else 0.0)]
             for column in present:
                 for other in self.contradicted(column):
                     if other in present:
@@ -136,20 +137,21 @@ class Attributes:
                         mask[..., other] = True
         for column, number in asked.items():
             y[..., column], mask[..., column] = number or 0.0, number is not None
-        if groups and self.spec.kind == "binary":
+        if groups:
             self._otherwise(asked, y, mask)
         return y, mask
 
     def contradicted(self, column: int) -> list[int]:
         """Returns the columns of the attributes that cannot hold where this one does."""
-        name = _plain(self.spec.attributes[column])
+        name, category = _plain(self.spec.attributes[column]), _category(self.spec.attributes[column])
         groups = [{_plain(member) for member in group} for group in EXCLUSIVE]
         others = set().union(*(group for group in groups if name in group)) - {name}
-        return [i for i, known in enumerate(self.spec.attributes) if _plain(known) in others]
+        return [i for i, known in enumerate(self.spec.attributes)
+                if _plain(known) in others or (category and i != column and category == _category(known))]
 
     def _otherwise(self, asked: dict[int, float | None], y: np.ndarray, mask: np.ndarray) -> None:
         """Sets what holds where the last one of some attributes was just reset."""
-        columns = {_plain(known): i for i, known in enumerate(self.spec.attributes)}
+        columns = {_plain(known): i for i, known in enumerate(self.spec.attributes) if self.spec.binary[i]}
         for name, others in OTHERWISE.items():
             column, reset = columns.get(_plain(name)), [columns[_plain(other)] for other in others
                                                         if _plain(other) in columns]
@@ -163,7 +165,7 @@ class Attributes:
         return (score - self.spec.attribute_mean[column]) / (self.spec.attribute_std[column] or 1.0)
 
     def _absent(self, column: int) -> float:
-        if self.spec.kind == "binary":
+        if self.spec.binary[column]:
             return 0.0
         return self._standard(column, self.spec.attribute_percentiles[column][ABSENT_PERCENTILE])
 
@@ -183,6 +185,11 @@ def parse_settings(text: str) -> dict[str, str]:
             raise InputError(f"{name} is set twice; set it once")
         settings[name] = value or "1"
     return settings
+
+
+def _category(name: str) -> str:
+    """Returns the column of which an attribute is one of the words, as `data.table` names them: "race: Asian"."""
+    return name.partition(": ")[0] if ": " in name else ""
 
 
 @functools.cache  # the names of a data set are asked for at every call

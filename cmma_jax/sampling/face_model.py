@@ -157,9 +157,10 @@ class FaceModel:
         """
         x = self._faces(x)
         mean, deviation = self._infer(x, *self._rows(y or {}, len(x), True), seed, samples, steps)
-        if self.run.spec.kind == "real":
-            scale, middle = (np.asarray(a) for a in (self.run.spec.attribute_std, self.run.spec.attribute_mean))
-            mean, deviation = mean * scale[None] + middle[None], deviation * scale[None]
+        spec = self.run.spec
+        scale, middle = (np.where(spec.binary, plain, a)[None] for plain, a in (
+            (1, np.asarray(spec.attribute_std)), (0, np.asarray(spec.attribute_mean))))
+        mean, deviation = mean * scale + middle, deviation * scale
         return {name: (mean[:, i], deviation[:, i]) for i, name in enumerate(self.attributes)}
 
     def reconstruct(self, x: np.ndarray, y: Settings | None = None) -> np.ndarray:
@@ -201,7 +202,8 @@ class FaceModel:
         y, mask = self.encode(attributes or {}, groups) if x is None else (
             a[0] for a in self.complete(x, *self._rows(attributes or {}, 1, groups)))
         column, settle = self._settings().find(attribute), functools.partial(self._settings().settle, groups=groups)
-        if self.run.spec.kind == "binary":
+        binary = self.run.spec.binary[column]
+        if binary:
             (less, less_mask), (more, more_mask) = (settle({attribute: value}, y, mask) for value in (0, 1))
         else:
             less, less_mask = y, mask | (np.arange(len(y)) == column)
@@ -211,7 +213,7 @@ class FaceModel:
             return self.generate_encoded(between, np.repeat((less_mask & more_mask)[None], len(levels), 0),
                                          temperature=0.0)
         way = (less, less_mask, more, more_mask)
-        if self.run.spec.kind == "binary" and y[column] > 0.5:
+        if binary and y[column] > 0.5:
             way, levels = (more, more_mask, less, less_mask), -levels
         rows, old, old_mask, new, new_mask = (np.repeat(a[None], len(levels), 0) for a in (x[0], *way))
         return self.edit_encoded(rows, old, old_mask, new, new_mask, levels)
@@ -226,7 +228,7 @@ class FaceModel:
         if self.run.model.attributes is None or mask.all():
             return y, mask
         mean, _ = self._infer(x, y, mask, 0, INFERENCE_SAMPLES, 0)
-        inferred = (mean > 0.5).astype(np.float32) if self.run.spec.kind == "binary" else mean
+        inferred = np.where(self.run.spec.binary[None], mean > 0.5, mean).astype(np.float32)
         return np.where(mask, y, inferred), np.ones_like(mask)
 
     def export(self, path: pathlib.Path | str, guidance: float | None = None, steps: int = STEPS
@@ -260,7 +262,7 @@ class FaceModel:
                                "temperature": "float32, 1: samples, 0: the face at the noise's mean"},
                  "guidance": 1.0 if scale is None else float(scale), "steps": steps,
                  "result": f"[N, {', '.join(map(str, spec.image_shape))}] float32 in [0, 1]",
-                 "attributes": spec.attributes, "kind": spec.kind, "attribute_mean": spec.attribute_mean,
+                 "attributes": spec.attributes, "kinds": spec.kinds, "attribute_mean": spec.attribute_mean,
                  "attribute_std": spec.attribute_std, "dataset": spec.dataset, "model": self.run.config.model}
         paths = [pathlib.Path(path), pathlib.Path(f"{path}.json")]
         write_whole(paths[0], bytes(exported.serialize()))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmma_jax.models.distributions import Gaussian, fold_each, row_keys
+from cmma_jax.models.distributions import fold_each, row_keys
 from cmma_jax.models.flow import STEPS, Wanted, draw, from_noise, to_noise, transport
 from cmma_jax.models.model import Model, Params
 
@@ -124,8 +124,7 @@ def infer_attributes(model: Model, params: Params, key: jax.Array, x: jax.Array,
             drawn = jnp.where(mask, y, drawn)
             z = model.posterior(params, x, drawn, jnp.ones_like(mask)).sample(fold_each(mine, 2 * step + 2))
         inferred = model.attributes(params, z)
-        return inferred.mean, (jnp.exp(inferred.logvar) if isinstance(inferred, Gaussian)
-                               else jnp.zeros_like(inferred.mean))
+        return inferred.mean, inferred.variance
 
     means, variances = jax.lax.map(sample, jnp.arange(samples))
     return means.mean(0), jnp.sqrt(means.var(0) + variances.mean(0))

@@ -7,6 +7,7 @@ It holds no code: what is read is numbers and names. The same model gives the sa
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -108,13 +109,14 @@ def _facts(text: str, mean_face: np.ndarray) -> tuple[Config, Spec, int, int]:
     names = spec.attributes
     count = len(names)
     numbers = [*spec.attribute_mean, *spec.attribute_std, spec.pixel_std, *mean_face.ravel(),
-               *np.ravel(spec.attribute_percentiles)]
+               *itertools.chain(*spec.attribute_percentiles)]
     for name, good in {
             "steps": all(isinstance(number, int) and number >= 0 for number in (step, epoch)),
-            "kind": spec.kind in ("binary", "real"), "dataset": isinstance(spec.dataset, str),
+            "kinds": len(spec.kinds) == count and set(spec.kinds) <= {"binary", "real"},
+            "dataset": isinstance(spec.dataset, str),
             "attributes": all(isinstance(name, str) for name in names) and len(set(names)) == count > 0,
             "statistics": len(spec.attribute_mean) == len(spec.attribute_std) == count and spec.pixel_std > 0,
-            "percentiles": np.shape(spec.attribute_percentiles) in ((0,), (count, 101)),
+            "percentiles": [len(each) for each in spec.attribute_percentiles] == list(np.where(spec.binary, 0, 101)),
             "mean face": mean_face.shape == (config.image_size, config.image_size, 3),
             "numbers": np.isfinite(np.asarray(numbers, np.float64)).all()}.items():
         if not good:

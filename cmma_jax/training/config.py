@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from cmma_jax.data.table import Reading
 from cmma_jax.errors import InputError, did_you_mean
 from cmma_jax.models.architecture import Architecture, ModelName, check
 
@@ -13,15 +15,21 @@ from cmma_jax.models.architecture import Architecture, ModelName, check
 class Config(Architecture):
     """A run's settings. Every field, the architecture's among them, is a flag of train.py and a key of config.json."""
 
-    preset: Literal["default", "paper", "gauthier"] = "default"
-    """Where the other settings start: default, paper (as published), gauthier (a CGAN as in Gauthier 2015). Flags
-    override it."""
+    preset: Literal["default", "large", "paper", "gauthier"] = "default"
+    """Where the other settings start: default, large (for a GPU), paper (as published), gauthier (a CGAN as in Gauthier
+    2015). Flags override it."""
     dataset: str = "synthetic"
     """synthetic (embedded), lfw, folder (images and attributes.csv), or tfds/NAME, e.g. tfds/celeb_a."""
     data_dir: str = "data"
     """Folder of the data set's files; synthetic needs none."""
     attributes: Literal["binary", "real"] = "binary"
     """For lfw: binary labels (LFWA+), or real-valued scores (Kumar et al.), standardised."""
+    ignore: str = ""
+    """For folder: columns of the table that are no attributes, with commas between, such as person,id."""
+    unknown: str = ""
+    """For folder: the number that stands for "unknown" in the table, such as -1; none: every number is a value."""
+    follow_links: bool = False
+    """For folder: images may be links that lead out of it."""
     image_size: int = 64
     """Height and width of the faces, a multiple of 16; synthetic and lfw have 64."""
     data_on_device: Literal["auto", "true", "false"] = "auto"
@@ -112,6 +120,7 @@ class Config(Architecture):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         check(bool(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds)), "seeds", self.seeds,
               "whole numbers with commas between")
+        check(self.unknown in ("", "none") or _finite(self.unknown), "unknown", self.unknown, "a number, or none")
         check(self.process_id < max(1, self.num_processes), "process_id", self.process_id,
               f"below num_processes, {self.num_processes}")
         if self.prior == "flow":
@@ -121,6 +130,12 @@ class Config(Architecture):
     def all_epochs(self) -> int:
         """The epochs of both stages."""
         return self.epochs + (self.flow_epochs if self.prior == "flow" else 0)
+
+    @property
+    def reading(self) -> Reading:
+        """How a folder's table is to be read."""
+        return Reading(tuple(filter(None, (name.strip() for name in self.ignore.split(",")))), self.unknown,
+                       self.follow_links)
 
     def run_path(self) -> str:
         """Returns run_dir, or where the run lies if it was not given."""
@@ -167,7 +182,7 @@ MAY_CHANGE = ("data_dir", "data_on_device", "cache", "run_dir", "epochs", "flow_
 
 
 def default(model: ModelName, dataset: str) -> Config:
-    """z a map, a mixture of logistics, and a flow by a transformer.
+    """z a map, pixels a Gaussian each, and a flow by a transformer.
 
     python train.py --model=cmma
     python train.py --model=cmma --dataset=lfw --data_dir=DIR
@@ -180,6 +195,17 @@ def default(model: ModelName, dataset: str) -> Config:
     return Config(model=model, dataset=dataset)
 
 
+def large(model: ModelName, dataset: str) -> Config:
+    """Wider and deeper, trained for longer, for a GPU or TPU; nobody has trained it yet (`python -m benchmarks.gpu`).
+
+    python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=large
+    """
+    if model == "cgan":
+        raise InputError(f"--preset=large has no CGAN; give --preset=paper, or another --model than {model}")
+    return Config(model=model, preset="large", dataset=dataset, width=96, blocks=2, epochs=40, flow_width=512,
+                  flow_blocks=8, flow_epochs=300, precision="bfloat16")
+
+
 def paper(model: ModelName, dataset: str) -> Config:
     """The paper as it is to be read: Adagrad, f of 800 softplus units, 500 latents, convolutions alone.
 
@@ -190,7 +216,7 @@ def paper(model: ModelName, dataset: str) -> Config:
     """
     start = Config(model=model, preset="paper", dataset=dataset, epochs=500, optimizer="adagrad", learning_rate=0.02,
                    schedule="constant", mirror=False, attribute_dropout=0.0, latent_size=500, width=32,
-                   likelihood="gaussian", prior="gaussian", average=0.0)
+                   prior="gaussian", average=0.0)
     if model == "cgan":
         return dataclasses.replace(start, learning_rate=0.01, weight_variance=0.25, clip_norm=0)
     return start
@@ -205,7 +231,14 @@ def gauthier(model: ModelName, dataset: str) -> Config:
                                weight_variance=1.0, discriminator_dropout=0.5)
 
 
-PRESETS = {"default": default, "paper": paper, "gauthier": gauthier}
+PRESETS = {"default": default, "large": large, "paper": paper, "gauthier": gauthier}
+
+
+def _finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _is_a(kind: Any, value: object) -> bool:

@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -225,16 +226,35 @@ def warn_unused_gpu() -> str | None:
     return None
 
 
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or ~/.cache/cmma_jax."""
-    if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        try:
-            folder = pathlib.Path.home() / ".cache" / "cmma_jax"
-            folder.mkdir(parents=True, exist_ok=True)
-        except (OSError, RuntimeError):
-            warnings.warn("no compilation cache: the home folder is not writable", stacklevel=2)
+def prepare() -> None:
+    """Prepares JAX for a program: looks whether there are the devices that it was told to use, and keeps compiled
+    programs on disk, in JAX_COMPILATION_CACHE_DIR or ~/.cache/cmma_jax.
+
+    Raises:
+      InputError: JAX_ENABLE_X64 or JAX_PLATFORMS asks for what cannot be had.
+    """
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise InputError("JAX_ENABLE_X64 asks for numbers of 64 bits, which no part of this program is made for; unset "
+                         "that variable")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # of some platforms JAX says no more than that
+        asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms  # type: ignore[attr-defined]
+        raise InputError(f"JAX_PLATFORMS={asked}: JAX finds no such device on this machine; unset that variable, or "
+                         "set JAX_PLATFORMS=cpu") from error
+    folder = getattr(jax.config, "jax_compilation_cache_dir", None)
+    try:
+        if not folder:
+            folder = str(pathlib.Path.home() / ".cache" / "cmma_jax")
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError):
+        warnings.warn(f"compiled programs are not kept: {folder or 'the home folder'} is not writable", stacklevel=2)
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache")  # one a function
+        if not os.path.isdir(folder or ""):
             return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

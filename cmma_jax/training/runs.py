@@ -164,7 +164,7 @@ def load_data(run: Run, data_dir: str = "") -> Dataset:
     config = run.config
     data = load_dataset(config.dataset, data_dir or config.data_dir, kind=config.attributes,
                         image_size=config.image_size, memory=parallel.room_for_faces(config.data_on_device),
-                        cache=config.cache)
+                        cache=config.cache, reading=config.reading)
     check_data(run, data)
     return data
 

@@ -51,7 +51,8 @@ WHOLLY, PARTLY = 0.1, 0.3  # of the faces whose attributes the flow does not see
 SCALE_FACES = 5000  # and their mirror images, from which the latents' standardisation is taken
 CPU_STEPS = 10  # between looks: a step takes a good part of a second there, and the bar is to move
 STEPS = 50
-OF_THE_FLOW = ("prior", "flow_width", "flow_blocks", "flow_rate", "precision")  # settings on which the first stage does not depend
+# Settings on which the first stage does not depend.
+OF_THE_FLOW = ("prior", "flow_width", "flow_blocks", "flow_rate", "precision")
 
 
 class Stage(NamedTuple):

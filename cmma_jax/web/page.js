@@ -102,8 +102,8 @@ const state = { tab: "make", seed: 0, shown: 0, made: [], face: null, inferred: 
 
 // What a model takes for an attribute: of a binary one yes is 1, no 0, and an intensity takes the way between them so
 // many times; a real-valued one's are deviations from the mean.
-function valueOf({ yes, intensity }) {
-  if (about.kind === "real") return yes ? intensity : -intensity;
+function valueOf(name, { yes, intensity }) {
+  if (byName.get(name).kind === "real") return yes ? intensity : -intensity;
   return Math.round(100 * (yes ? intensity : 1 - intensity)) / 100;
 }
 
@@ -216,7 +216,7 @@ function makePanel(holder, { any, strengths }) {
       holder.hidden = !it;
       if (!it) continue;
       const said = `inferred: ${it.mean.toFixed(2)} ± ${it.deviation.toFixed(2)}`;
-      if (about.kind === "real") {
+      if (byName.get(name).kind === "real") {
         holder.replaceChildren(said);
         continue;
       }
@@ -229,7 +229,7 @@ function makePanel(holder, { any, strengths }) {
   }
 
   return { chosen, set, preset, clear, search, infer, renew, showChips,
-    values: () => Object.fromEntries([...chosen].map(([name, it]) => [name, valueOf(it)])),
+    values: () => Object.fromEntries([...chosen].map(([name, it]) => [name, valueOf(name, it)])),
     words: () => [...chosen].map(([name, { yes, intensity }]) => `${yes ? "" : "no "}${name}${intensity === 1 ? "" : ` ${intensity}`}`).join(", ") };
 }
 
@@ -385,13 +385,13 @@ const askEdit = line(async (signal, body) => {
 });
 
 const askStrip = line(async (signal) => {
-  const singles = about.attributes.map(({ name }) => [name, (state.inferred[name]?.mean ?? 0) > (about.kind === "real" ? 0 : 0.5) ? "no" : "yes"]);
+  const singles = about.attributes.map(({ name, kind }) => [name, (state.inferred[name]?.mean ?? 0) > (kind === "real" ? 0 : 0.5) ? "no" : "yes"]);
   const holder = $("strip");
   const source = $("original").src;
   for (let start = 0; start < singles.length; start += about.batch) {
     const part = singles.slice(start, start + about.batch);
     const { faces } = await ask("/api/edit", editBody(part.map(([name, kind]) => ({
-      [name]: valueOf({ yes: kind === "yes", intensity: 1 }) }))), signal);
+      [name]: valueOf(name, { yes: kind === "yes", intensity: 1 }) }))), signal);
     if ($("original").src !== source) return;
     part.forEach(([name, kind], i) => {
       const button = make("button", { "data-name": name, onclick: () => changes.set(name, kind) },
@@ -544,7 +544,7 @@ const askPlane = line(async (signal) => {
   askDecode();
   await addEllipse({}, "anything", signal);
   for (const [title, wanted] of Object.entries(about.presets).slice(0, 2)) {
-    await addEllipse(Object.fromEntries(Object.entries(wanted).map(([each, yes]) => [each, valueOf({ yes, intensity: 1 })])), title, signal);
+    await addEllipse(Object.fromEntries(Object.entries(wanted).map(([each, yes]) => [each, valueOf(each, { yes, intensity: 1 })])), title, signal);
   }
 });
 

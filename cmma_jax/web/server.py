@@ -101,9 +101,10 @@ class EllipseView(BaseModel):
 
 
 class AttributeView(BaseModel):
-    """An attribute: its group, and those that cannot hold where it does."""
+    """An attribute: its kind and group, and those that cannot hold where it does."""
 
     name: str
+    kind: Literal["binary", "real"]
     group: str
     contradicts: list[str]
 
@@ -129,7 +130,6 @@ class About(BaseModel):
     """What this page has."""
 
     dataset: str
-    kind: Literal["binary", "real"]
     size: Annotated[list[int], Field(min_length=2, max_length=2)]
     groups: list[str]
     attributes: list[AttributeView]
@@ -173,7 +173,8 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     files = {path: (resources.files("cmma_jax.web").joinpath(name).read_bytes(), kind)
              for path, (name, kind) in FILES.items()}
     height, width, channels = spec.image_shape
-    lowest, highest = RANGE[spec.kind]
+    ranges = [RANGE[kind] for kind in set(spec.kinds)]
+    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
 
     Model = Literal[tuple(studios)]
     Wanted = Annotated[dict[Literal[spec.attributes], Annotated[float, Field(ge=lowest, le=highest)]],
@@ -270,12 +271,12 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     async def about() -> About:
         """What models, attributes and faces there are."""
         settings = Attributes(spec)
-        attributes = [AttributeView(name=name, group=group_of(name),
+        attributes = [AttributeView(name=name, group=group_of(name), kind=spec.kinds[i],
                                     contradicts=[spec.attributes[j] for j in settings.contradicted(i)])
                       for i, name in enumerate(spec.attributes)]
         there = {attribute.group for attribute in attributes}
         return About(
-            dataset=spec.dataset, kind=spec.kind, size=[height, width], attributes=attributes,
+            dataset=spec.dataset, size=[height, width], attributes=attributes,
             groups=[group for group in (*GROUPS, OTHERS) if group in there], presets=presets(spec.attributes),
             models=[ModelView(name=name, encodes=each.encodes, infers=each.model.run.model.attributes is not None,
                               flows=each.flows, guided=each.model.guided, plane=each.plane is not None,

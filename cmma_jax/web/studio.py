@@ -144,8 +144,9 @@ class Studio:
                        math.atan2(directions[1, 0], directions[0, 0]))
 
     def _settle(self, wanted: Wanted, y: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        settings, binary = Attributes(self.model.run.spec), self.model.run.spec.kind == "binary"
-        plain = {name: float(value > 0.5) if binary else f"{value}sd" for name, value in wanted.items()}
+        settings, binary = Attributes(self.model.run.spec), self.model.run.spec.binary
+        plain = {name: float(value > 0.5) if binary[settings.find(name)] else f"{value}sd"
+                 for name, value in wanted.items()}
         y, mask = settings.settle(plain, y, mask)
         for name, value in wanted.items():
             y[settings.find(name)] = value

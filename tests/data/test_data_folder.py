@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmma_jax.data import images
 from cmma_jax.data.folder import load_folder, read_image
+from cmma_jax.data.table import Reading, read_columns, read_table
 from cmma_jax.errors import InputError
 
 FILES = [f"face{i:02d}.png" for i in range(20)]
@@ -93,20 +95,162 @@ def test_words_and_signs_are_binary(folder, no, yes):
     assert rows(data)[np.asarray(Image.open(folder / FILES[4])).tobytes()][1] == [0]
 
 
-def test_one_column_of_numbers_makes_all_real_and_standardised_where_known(folder):
+def test_each_column_has_its_own_kind_and_numbers_are_standardised_where_known(folder):
     write(folder, ["file,Age,Smiling", *(f"{name},{20 + i if i != 7 else ''},{'yes' if i % 2 else 'no'}"
                                          for i, name in enumerate(FILES))])
     data = load_folder(folder, 16)
-    assert data.spec.kind == "real"
-    for column in range(2):
-        known = data.train.y[data.train.mask[:, column], column]
-        np.testing.assert_allclose([known.mean(), known.std()], [0, 1], atol=1e-6)
-    assert 20 <= data.spec.attribute_mean[0] <= 40
+    assert data.spec.kinds == ("real", "binary") and data.spec.kind == "mixed"
+    known = data.train.y[data.train.mask[:, 0], 0]
+    np.testing.assert_allclose([known.mean(), known.std()], [0, 1], atol=1e-6)
+    assert set(data.train.y[:, 1].tolist()) == {0, 1} and 20 <= data.spec.attribute_mean[0] <= 40
 
 
-def test_zero_one_and_minus_one_together_are_real(folder):
-    write(folder, ["file,Tilt", *(f"{name},{i % 3 - 1}" for i, name in enumerate(FILES))])
-    assert load_folder(folder, 16).spec.kind == "real"
+def columns(folder, *cells, **reading):
+    """Returns {name: (kind, values, known)} of a table whose columns a, b, ... hold these cells over and over."""
+    names = "abcdefgh"[:len(cells)]
+    write(folder, [",".join(["file", *names]), *(",".join([name, *(str(each[i % len(each)]) for each in cells)])
+                                                 for i, name in enumerate(FILES))])
+    found = read_columns(read_table(folder), Reading(**reading))
+    return {c.name: (c.kind, c.values[:6].tolist(), c.known[:6].tolist(), c.note) for c in found}
+
+
+def test_one_and_two_are_absent_and_present_and_said_to_be(folder, caplog):
+    (found,) = columns(folder, [1, 2, ""]).values()
+    assert found == ("binary", [0, 1, 0, 0, 1, 0], [True, True, False] * 2, "2 is present, 1 absent")
+    columns(folder, [1, 2], [-1, 1], [2, 1])
+    with caplog.at_level(logging.WARNING):
+        load_folder(folder, 16)
+    assert "2 is present, 1 absent in a, c" in caplog.text and "1 is present, -1 absent in b" in caplog.text
+
+
+@pytest.mark.parametrize("cells, unknown, values, known", [
+    ([-1, 0, 1], "0", [0, 0, 1], [True, False, True]), ([-1, 0, 1], "-1", [0, 0, 1], [False, True, True]),
+    ([0, 1, 9], "9", [0, 1, 0], [True, True, False]), ([1, 2, -1], "-1", [0, 1, 0], [True, True, False]),
+    ([0, 1, 99], "99", [0, 1, 0], [True, True, False])])
+def test_a_mark_of_the_unknown_among_labels_is_asked_about(cells, unknown, values, known, folder):
+    with pytest.raises(InputError) as caught:
+        columns(folder, cells, [0, 1])
+    assert f"--unknown={9 if 9 in cells else 99 if 99 in cells else -1}" in str(caught.value)
+    assert "--unknown=none" in str(caught.value) and "column 'a'" in str(caught.value)
+    found = columns(folder, cells, [0, 1], unknown=unknown)
+    assert found["a"][:3] == ("binary", values * 2, known * 2)
+    assert found["b"][:3] == ("binary", [0, 1] * 3, [True] * 6)  # where 0 is not one of three
+    assert columns(folder, cells, [0, 1], unknown="none")["a"][0] == "real"
+
+
+def test_both_readings_of_minus_one_0_and_1_are_named(folder):
+    with pytest.raises(InputError, match="--unknown=-1, or --unknown=0 if -1 is 'absent', or --unknown=none"):
+        columns(folder, [-1, 0, 1])
+
+
+def test_minus_one_among_ages_is_asked_about_and_among_temperatures_is_not(folder):
+    with pytest.raises(InputError, match="values -1, 20, 31, 40: is -1 'unknown' or a value"):
+        columns(folder, [20, 31, -1, 40])
+    assert columns(folder, [20, 31, -1, 40], unknown="-1")["a"][2] == [True, True, False, True, True, True]
+    assert columns(folder, [-3.5, 4, -1, 0])["a"][0] == "real"
+
+
+def test_a_few_words_are_categories_and_many_are_no_attribute(folder):
+    found = columns(folder, ["Asian", "Black", "", "White"], [1, 0], ["male", "female"])
+    assert list(found) == ["a: Asian", "a: Black", "a: White", "b", "c: female", "c: male"]
+    assert found["a: Black"][:3] == ("binary", [0, 1, 0, 0, 0, 1], [True, True, False, True, True, True])
+    with pytest.raises(InputError, match="column 'a' holds 20 different words.*--ignore=a"):
+        columns(folder, FILES, [0, 1])
+    assert list(columns(folder, FILES, [0, 1], ignore=("a",))) == ["b"]
+    with pytest.raises(InputError, match="--ignore=persn: no such column; did you mean 'person'"):
+        write(folder, ["file,person,x", "face00.png,1,0"])
+        read_columns(read_table(folder), Reading(("persn",)))
+
+
+@pytest.mark.parametrize("mark", ["nan", "NaN", "?", "NA", "n/a", "None", "null", "unknown", "-"])
+def test_the_usual_marks_of_a_missing_value_are_missing_values(mark, folder):
+    assert columns(folder, [1, mark, 0])["a"][:3] == ("binary", [1, 0, 0] * 2, [True, False, True] * 2)
+
+
+@pytest.mark.parametrize("table", [
+    "file;Smiling;Hat", "file\tSmiling\tHat", "file_name,Smiling,Hat", "image_id,Smiling,Hat", "File,Smiling,Hat",
+    ",file,Smiling,Hat", "file,Smiling,Hat,", "trailing rows", "mac", "backslash", "dotslash"])
+def test_tables_as_programs_write_them(table, folder):
+    separator = ";" if ";" in table else "\t" if "\t" in table else ","
+    header = table if "Smiling" in table else "file,Smiling,Hat"
+    rows = []
+    for i, name in enumerate(FILES):
+        cells = [name, str(i % 2), str(i % 3 % 2)]
+        if table == "backslash":
+            (folder / "train").mkdir(exist_ok=True)
+            (folder / name).rename(folder / "train" / name)
+            cells[0] = f"train\\{name}"
+        if table == "dotslash":
+            cells[0] = f"./{name}"
+        rows.append(separator.join([str(i), *cells] if table.startswith(",") else [*cells, ""] if (
+            table.endswith(",") or table == "trailing rows") else cells))
+    text = ("\r" if table == "mac" else "\n").join([header, *rows])
+    (folder / "attributes.csv").write_bytes(text.encode())
+    data = load_folder(folder, 16)
+    assert data.spec.attributes == ("Smiling", "Hat") and data.spec.kind == "binary"
+    assert data.train.y[:, 0].mean() == pytest.approx(0.5, abs=0.2)
+
+
+def test_celeba_as_it_is_published_and_as_kaggle_has_it(folder):
+    """Images in a folder below, names without the file's column under a count, and the parts in a list of their own."""
+    (folder / "attributes.csv").unlink()
+    (folder / "img_align_celeba").mkdir()
+    for name in FILES:
+        (folder / name).rename(folder / "img_align_celeba" / name)
+    rows = [(name, 2 * (i % 2) - 1, 2 * (i % 3 % 2) - 1, 0 if i < 12 else 1 if i < 16 else 2)
+            for i, name in enumerate(FILES)]
+    (folder / "list_attr_celeba.txt").write_text("20\nSmiling Wearing_Hat \n" + "".join(
+        f"{name} {one:2d} {two:2d}\n" for name, one, two, _ in rows))
+    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {part}\n" for name, _, _, part in rows))
+    first = load_folder(folder, 16)
+    assert first.spec.attributes == ("Smiling", "Wearing_Hat")
+    assert [part.size for part in (first.train, first.validation, first.test)] == [12, 4, 4]
+    (folder / "list_attr_celeba.txt").unlink()
+    (folder / "list_attr_celeba.csv").write_text("image_id,Smiling,Wearing_Hat\n" + "".join(
+        f"{name},{one},{two}\n" for name, one, two, _ in rows))
+    second = load_folder(folder, 16)
+    np.testing.assert_array_equal(first.train.x, second.train.x)
+    np.testing.assert_array_equal(first.test.y, second.test.y)
+    (folder / "list_eval_partition.txt").write_text("face00.png 0\n")
+    refuses(folder, "list_eval_partition.txt has no part", "of 19 images", "'face01.png'")
+
+
+def test_json_lines_of_the_hub(folder):
+    (folder / "attributes.csv").unlink()
+    (folder / "metadata.jsonl").write_text("".join(
+        f'{{"file_name": "{name}", "Smiling": {["true", "false", "null"][i % 3]}, "Age": {20 + i}}}\n'
+        for i, name in enumerate(FILES)))
+    data = load_folder(folder, 16)
+    assert data.spec.kinds == ("binary", "real") and data.train.mask[:, 0].mean() == pytest.approx(2 / 3, abs=0.15)
+
+
+def test_all_faults_are_told_at_once(folder):
+    header, *rest = lines(folder)
+    rest[2], rest[5], rest[9] = "face02.png,old,0", "absent.png,1,0", "face09.png,1,tall"
+    write(folder, [header, *rest])
+    message = refuses(folder, "has 2 faults", "line 4, column 'Smiling': 'old'", "line 11, column 'Glasses': 'tall'")
+    rest[2], rest[9] = "gone.png,1,0", "face09.png,1,1"
+    write(folder, [header, *rest])
+    assert "2 faults" in message
+    refuses(folder, "has 2 faults", "line 4: file 'gone.png' not found", "line 7: file 'absent.png' not found")
+    write(folder, [header, *(f"no{name},1,0" for name in FILES), "nofile.png,1,0"])
+    refuses(folder, "has 21 faults", "(20)", "and 1 more")
+
+
+def test_all_images_that_cannot_be_read_and_all_constant_columns_are_told_at_once(folder):
+    for i in (4, 7, 11):
+        (folder / FILES[i]).write_bytes((folder / FILES[i]).read_bytes()[:200])
+    refuses(folder, "has 3 faults", "'face04.png' cannot", "'face07.png' cannot", "'face11.png' cannot")
+    write(folder, [lines(folder)[0] + ",Bald,Goatee", *(line + ",0,0" for line in lines(folder)[1:])])
+    refuses(folder, "has 2 faults", "'Bald' is 0 in all", "'Goatee' is 0 in all")
+
+
+def test_what_a_mac_leaves_beside_images_is_no_image(folder, caplog):
+    for name in FILES:
+        (folder / f"._{name}").write_bytes(b"\0\5\x16\7")
+    with caplog.at_level(logging.WARNING):
+        load_folder(folder, 16)
+    assert "left out" not in caplog.text
 
 
 def test_a_byte_order_mark_quotes_blank_lines_and_subfolders_are_fine(folder):
@@ -169,6 +313,16 @@ def test_every_mode_becomes_rgb_on_white(image, colour):
     np.testing.assert_array_equal(picture(image), np.full((16, 16, 3), colour))
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_fewer_bits_in_16_are_scaled_by_their_own_range_and_said_to_be(bits, caplog):
+    images._say_depth.cache_clear()
+    values = np.linspace(0, 2**bits - 1, 256).astype(np.uint16).reshape(16, 16)
+    with caplog.at_level(logging.WARNING):
+        faces = [picture(Image.fromarray(values)) for _ in range(3)]
+    np.testing.assert_allclose(faces[0][..., 0].reshape(-1), np.arange(256), atol=1)
+    assert caplog.text.count(f"all below {2**bits} are taken for {bits}-bit ones") == 1
+
+
 def test_32_bit_pixels_are_refused():
     with pytest.raises(InputError, match="picture cannot be decoded .*8 bits"):
         picture(Image.new("F", (20, 20)), kind="tiff")
@@ -192,8 +346,8 @@ def test_no_table(tmp_path):
 
 
 def test_table_without_header_or_attributes(folder):
-    edit_line(folder, 1, "name;Smiling;Glasses")
-    refuses(folder, "'name;Smiling;Glasses'", "expected 'file'", "'anna.jpg,1,0'", "mend its header")
+    edit_line(folder, 1, "fil;Smiling;Glasses")
+    refuses(folder, "'fil'; did you mean 'file'?", "expected 'file'", "'anna.jpg,1,0'", "mend its header")
     write(folder, ["file,split", "face00.png,train"])
     refuses(folder, "has no attributes", "add one")
     write(folder, [""])
@@ -203,7 +357,7 @@ def test_table_without_header_or_attributes(folder):
 def test_column_names(folder):
     edit_line(folder, 1, "file,Smiling,Smiling")
     refuses(folder, "'Smiling' 2 times", "rename or drop")
-    edit_line(folder, 1, "file,Smiling,")
+    write(folder, ["file,Smiling,", *(f"{name},{i % 2},x" for i, name in enumerate(FILES))])
     refuses(folder, "a column without name", "rename or drop")
 
 
@@ -223,9 +377,12 @@ def test_file_outside_of_the_folder(folder, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside") / "face.png"
     (folder / FILES[0]).rename(outside)
     (folder / "link.png").symlink_to(outside)
-    for name in (f"../{outside.parent.name}/face.png", str(outside), "link.png"):
+    for name in (f"../{outside.parent.name}/face.png", str(outside)):
         edit_line(folder, 2, f"{name},1,0")
-        refuses(folder, "line 2", repr(name), "is outside of", "copy it there")
+        refuses(folder, "line 2", repr(name), "is outside of", "copy it there", reading=Reading(follow_links=True))
+    edit_line(folder, 2, "link.png,1,0")
+    refuses(folder, "line 2", "'link.png'", "a link leads there", "give --follow_links")
+    assert len(rows(load_folder(folder, 16, reading=Reading(follow_links=True)))) == 20
 
 
 def test_corrupt_image(folder):
@@ -240,7 +397,7 @@ def test_repeated_file(folder):
     refuses(folder, "line 8", "'./face01.png' is already on line 3", "drop one of them")
 
 
-@pytest.mark.parametrize("value", ["old", "nan", "inf", "1e99", "1;0"])
+@pytest.mark.parametrize("value", ["old", "inf", "1e99", "1;0"])
 def test_cells_that_are_no_numbers(folder, value):
     edit_line(folder, 9, f"face07.png,{value},0")
     refuses(folder, "line 9, column 'Smiling'", repr(value), "expected a number or true/false",
@@ -262,8 +419,11 @@ def test_too_few_faces(folder):
 
 def test_bad_splits(folder):
     header, *rest = lines(folder)
-    write(folder, [header + ",split", *(f"{line},{'dev' if 'face05' in line else 'train'}" for line in rest)])
-    refuses(folder, "line 7", "'dev' is none of train, validation, test", "write one of them")
+    write(folder, [header + ",split", *(f"{line},{'tests' if 'face05' in line else 'train'}" for line in rest)])
+    refuses(folder, "line 7", "'tests' is none of train, validation, test; did you mean 'test'?", "write one of them")
+    words = ["training", "val", "dev", "valid", "testing", "0", "1", "2", "Train", "eval"]
+    write(folder, [header + ",split", *(f"{line},{words[i % 10]}" for i, line in enumerate(rest))])
+    assert [load_folder(folder, 16).train.size, load_folder(folder, 16).test.size] == [6, 6]
     write(folder, [header + ",split", *(line + ",train" for line in rest)])
     refuses(folder, "no row with split 'validation'", "drop the column 'split'")
 

@@ -110,12 +110,12 @@ def test_a_set_like_celeb_a(tmp_path):
         assert {face.tobytes(): labels.tolist() for face, labels in zip(x, y, strict=True)} == expected
 
 
-def test_floats_are_real_attributes(tmp_path):
+def test_floats_are_real_attributes_and_booleans_binary(tmp_path):
     prepare(tmp_path, attributes={"Age": np.float32, "Male": np.bool_},
             values=lambda i: {"Age": 20 + i, "Male": i % 2 == 0})
     data = load_tfds("fake_celeb_a", tmp_path, 16)
-    assert data.spec.kind == "real" and data.spec.attributes == ("Age", "Male")
-    np.testing.assert_allclose([data.train.y.mean(0), data.train.y.std(0)], [[0, 0], [1, 1]], atol=1e-6)
+    assert data.spec.kinds == ("real", "binary") and data.spec.attributes == ("Age", "Male")
+    np.testing.assert_allclose([data.train.y.mean(0), data.train.y.std(0)], [[0, 0.5], [1, 0.5]], atol=1e-6)
     np.testing.assert_allclose(data.spec.attribute_mean, [23.5, 0.5])
 
 

@@ -58,13 +58,23 @@ def test_an_attribute_that_is_constant_or_unknown_stays_finite():
     assert data.spec.attribute_mean == (0, 7, 7) and data.spec.attribute_std == (0, 0, 0)
 
 
+def test_a_mixed_table_standardises_its_real_columns_alone():
+    faces = make_faces(np.random.default_rng(0), 50, "binary")
+    data = make_dataset("some", ATTRIBUTES, ("binary", "real", "binary"), faces, faces, faces)
+    assert data.spec.kind == "mixed" and data.spec.binary.tolist() == [True, False, True]
+    known = faces.mask[:, 1]
+    np.testing.assert_array_equal(data.train.y[:, ::2], np.where(faces.mask, faces.y, 0)[:, ::2])
+    np.testing.assert_allclose([data.train.y[known, 1].mean(), data.train.y[known, 1].std()], [0, 1], atol=1e-5)
+    assert [len(each) for each in data.spec.attribute_percentiles] == [0, 101, 0]
+
+
 def test_the_description_survives_json_exactly(parts):
     kind, faces = parts
     spec = make_dataset("some", ATTRIBUTES, kind, *faces).spec
     back = Spec.from_json(json.loads(json.dumps(spec.to_json())))
     assert back.mean_face.dtype == spec.mean_face.dtype
     np.testing.assert_array_equal(back.mean_face, spec.mean_face)
-    names = ("dataset", "attributes", "kind", "attribute_mean", "attribute_std", "pixel_std", "image_shape",
+    names = ("dataset", "attributes", "kinds", "attribute_mean", "attribute_std", "pixel_std", "image_shape",
              "attribute_percentiles")
     for name in names:
         assert getattr(back, name) == getattr(spec, name) and type(getattr(back, name)) is type(getattr(spec, name))

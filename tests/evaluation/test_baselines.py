@@ -31,16 +31,19 @@ def rows(faces):
 
 def design(faces, data):
     """[N, A + 1]: attributes as -1 and 1 (real-valued ones as they are), a hole being the known ones' mean, and 1."""
-    coded = {"binary": lambda y: 2.0 * y - 1, "real": np.float64}[data.spec.kind]
-    y, mask = data.train.y, data.train.mask
-    mean = np.array([coded(y[mask[:, i], i]).mean() for i in range(y.shape[1])])
+    def coded(y):
+        return np.where(data.spec.binary, 2.0 * y - 1, y)
+
+    y, mask = coded(data.train.y), data.train.mask
+    mean = np.array([y[mask[:, i], i].mean() for i in range(y.shape[1])])
     return np.concatenate([np.where(faces.mask, coded(faces.y), mean), np.ones((faces.size, 1))], 1)
 
 
-@pytest.fixture(scope="module", params=["binary", "real"])
+@pytest.fixture(scope="module", params=["binary", "real", "mixed"])
 def fitted(request, small):
     """Faces whose first pixel is always 0; ridge regression as least squares with rows for the penalty."""
-    spec = dataclasses.replace(small.data.spec, kind=request.param)
+    kinds = {"mixed": ("binary", "real", "binary", "real", "real")}.get(request.param, (request.param,) * 5)
+    spec = dataclasses.replace(small.data.spec, kinds=kinds)
     parts = {name: getattr(small.data, name) for name in ("train", "validation", "test")}
     parts = {name: part._replace(x=part.x * (np.arange(768) > 0).reshape(16, 16, 3)) for name, part in parts.items()}
     data = Dataset(**parts, spec=spec)

@@ -21,8 +21,8 @@ class Painter:
 
     def __init__(self, strength):
         self.strength = strength
-        self.run = type("Run", (), {"spec": type("Spec", (), {"attributes": self.attributes, "kind": "binary"}),
-                                    "system": "painter"})
+        spec = type("Spec", (), {"attributes": self.attributes, "kinds": ("binary",) * 3, "binary": np.ones(3, bool)})
+        self.run = type("Run", (), {"spec": spec, "system": "painter"})
 
     def edit_encoded(self, x, y, mask, new_y, new_mask, intensity=1.0, **_):
         x = x.copy()

@@ -11,7 +11,7 @@ import pytest
 
 from cmma_jax.data.dataset import pixels
 from cmma_jax.errors import InputError
-from cmma_jax.models.distributions import Bernoulli, Gaussian, LogisticMixture
+from cmma_jax.models.distributions import Gaussian, LogisticMixture, Mixed
 from cmma_jax.models.model import (
     LOG_SCALE_FLOOR,
     PIXEL_LOGVAR_FLOOR,
@@ -167,7 +167,7 @@ def test_pixels_are_no_sharper_than_their_rounding(small):
 
 @pytest.mark.parametrize("name, kind, latent, likelihood", [
     ("cmma", "binary", "map", "mixture"), ("cmma", "real", "map", "gaussian"),
-    ("cmma", "real", "vector", "mixture"), ("cmma", "binary", "vector", "gaussian"),
+    ("cmma", "mixed", "vector", "mixture"), ("cmma", "binary", "vector", "gaussian"),
     ("cvae", "binary", "map", "mixture"), ("cvae", "real", "vector", "gaussian"),
     ("vae", "binary", "map", "gaussian"), ("vae", "binary", "vector", "mixture")])
 def test_every_model_has_its_shapes_and_is_finite_at_extremes(small, name, kind, latent, likelihood):
@@ -201,8 +201,11 @@ def test_every_model_has_its_shapes_and_is_finite_at_extremes(small, name, kind,
     assert prior.mean.shape == posterior.mean.shape == z.shape and mean.shape == x.shape
     assert isinstance(p, LogisticMixture if likelihood == "mixture" else Gaussian)
     assert model.discrete == (likelihood == "mixture")
-    assert isinstance(named, {"binary": Bernoulli, "real": Gaussian}[kind] if name == "cmma" else type(None))
-    assert named is None or named.mean.shape == y.shape
+    assert isinstance(named, Mixed if name == "cmma" else type(None))
+    if named is not None:
+        binary = {"binary": [True] * 5, "real": [False] * 5, "mixed": [True, False] * 2 + [True]}[kind]
+        assert named.mean.shape == y.shape and named.binary.tolist() == binary
+        assert ((0 <= named.mean) & (named.mean <= 1))[:, named.binary].all()
     whole = terms, prior, posterior, p, mean, named, gradients
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))
     one = jax.jit(bound)(params, *(a[2:3] for a in (keys, x, y, mask)))

@@ -11,9 +11,10 @@ from cmma_jax.models.spec import Spec
 from cmma_jax.sampling.attributes import EXCLUSIVE, OTHERWISE, Attributes, parse_settings
 
 NAMES = ("Male", "No Eyewear", "Eyeglasses", "Sunglasses", "Mouth Closed", "Mouth Wide Open", "5 o' Clock Shadow")
-BINARY = Attributes(Spec("some", NAMES, "binary", (0.5,) * 7, (0.5,) * 7, np.zeros((16, 16, 3), np.float32), 0.2))
+BINARY = Attributes(Spec("some", NAMES, ("binary",) * 7, (0.5,) * 7, (0.5,) * 7, np.zeros((16, 16, 3), np.float32), 0.2,
+                         ((),) * 7))
 REAL = Attributes(dataclasses.replace(
-    BINARY.spec, kind="real", attribute_mean=(10.0,) * 7, attribute_std=(2.0,) * 7,
+    BINARY.spec, kinds=("real",) * 7, attribute_mean=(10.0,) * 7, attribute_std=(2.0,) * 7,
     attribute_percentiles=(tuple(np.linspace(5, 15, 101).tolist()),) * 7))
 UNKNOWN = np.zeros(7), np.zeros(7, bool)
 
@@ -35,6 +36,25 @@ def test_an_unknown_name_is_corrected():
     (REAL, "p50", 0), (REAL, "p95", 2.25), (REAL, "?", None)])
 def test_values(attributes, text, value):
     assert attributes.value("Male", text) == (None if value is None else pytest.approx(value))
+
+
+def test_of_a_mixed_table_each_attribute_has_its_own_kind():
+    mixed = Attributes(dataclasses.replace(REAL.spec, kinds=("binary",) + ("real",) * 6, attribute_percentiles=(
+        ((),) + REAL.spec.attribute_percentiles[1:])))
+    assert (mixed.value("Male", "yes"), mixed.value("Sunglasses", "+2sd"), mixed.value("Eyeglasses", "14")) == (1, 2, 2)
+    with pytest.raises(InputError, match="Male=14.*from 0 to 1"):
+        mixed.value("Male", 14)
+    with pytest.raises(InputError, match="Sunglasses=yes.*a score"):
+        mixed.value("Sunglasses", "yes")
+    y, mask = mixed.settle({"Male": 0, "Eyeglasses": "+1sd"}, *UNKNOWN)
+    assert y.tolist() == [0, pytest.approx(-2.25), 1, pytest.approx(-2.25), 0, 0, 0] and mask.sum() == 4
+
+
+def test_of_a_column_of_words_one_holds():
+    words = Attributes(dataclasses.replace(BINARY.spec, attributes=("Male", "race: Asian", "race: Black", "race: White",
+                                                                    "hair: Black", "x", "y")))
+    y, mask = words.settle({"race: Black": 1}, *UNKNOWN)
+    assert y.tolist() == [0, 0, 1, 0, 0, 0, 0] and mask.tolist() == [False, True, True, True, False, False, False]
 
 
 @pytest.mark.parametrize("attributes, text", [

@@ -60,9 +60,11 @@ def test_a_run_comes_back_up_to_half_precision_without_the_places_where_it_was_t
 
 
 def test_no_setting_that_is_a_path_is_in_the_file(named_runs, tmp_path):
-    """Each setting of free text says where something lies, but for the names of the data set and the seeds."""
+    """Each setting of free text says where something lies, but for names of the data set and its columns, and numbers.
+    """
     run, kinds = load_run(named_runs / "cmma"), typing.get_type_hints(Config)
-    texts = {field.name for field in dataclasses.fields(Config) if kinds[field.name] is str} - {"dataset", "seeds"}
+    texts = {field.name for field in dataclasses.fields(Config) if kinds[field.name] is str}
+    texts -= {"dataset", "seeds", "ignore", "unknown"}
     assert texts == {"data_dir", "cache", "run_dir", "coordinator"}
     config = dataclasses.replace(run.config, **{name: f"/home/somebody/{name}" for name in texts})
     save_compact(run._replace(config=config), tmp_path / "model.safetensors")
@@ -170,7 +172,9 @@ HOSTILE = {
     "another image size": (settings(image_size=32), "mean face make no sense"),
     "no attributes": (description(attributes=[]), "attributes make no sense"),
     "attributes without names": (description(attributes=[1] * 15), "attributes make no sense"),
-    "an unknown kind": (description(kind="maybe"), "kind make no sense"),
+    "an unknown kind": (description(kinds=["maybe"] * 15), "kinds make no sense"),
+    "too few kinds": (description(kinds=["binary"]), "kinds make no sense"),
+    "percentiles of binary attributes": (description(attribute_percentiles=[[0.0] * 101] * 15), "percentiles make no"),
     "statistics that are none": (description(attribute_mean=["x"] * 15), "could not convert"),
     "too few statistics": (description(attribute_std=[1.0]), "statistics make no sense"),
     "a deviation that is no number": (description(pixel_std=float("nan")), "make no sense"),
