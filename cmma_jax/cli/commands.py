@@ -52,8 +52,11 @@ class _Photo:
     size, 64x64, is taken for a cropped face as it is."""
 
     def read(self, path: str, size: int) -> photos.Photo:
-        """Returns a photograph with its face."""
-        return photos.read_photo(path, size, self.face, self.box())
+        """Returns a photograph with its face, and says where it was found."""
+        photo = photos.read_photo(path, size, self.face, self.box())
+        if photo.note:
+            print(f"{path}: {photo.note}", file=sys.stderr)
+        return photo
 
     def box(self) -> photos.Box | None:
         """Returns the rectangle that was given; raises InputError if it is none."""

@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 import pathlib
+import re
 import warnings
 from typing import BinaryIO
 
@@ -15,7 +16,15 @@ from cmma_jax.errors import InputError
 log = logging.getLogger(__name__)
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits of the values that 16-bit files hold
-LARGEST = 40_000_000  # pixels; a header that promises more is refused before it is decoded
+try:
+    import pillow_heif
+except ImportError:
+    HEIF: tuple[str, ...] = ()
+else:
+    pillow_heif.register_heif_opener()
+    HEIF = ("HEIF",)
+
+LARGEST = 40_000_000  # pixels; a header that promises more is refused, or a JPEG is decoded at half its size
 
 
 def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -34,6 +43,8 @@ def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str,
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(source, formats=formats) as image:
+                if math.prod(image.size) > LARGEST and image.format == "JPEG":
+                    image.draft("RGB", (image.width // 2, image.height // 2))  # decoded at half its size, or less
                 pixels = f"{math.prod(image.size)}"
                 picture = _upright(image) if math.prod(image.size) <= LARGEST else None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -69,5 +80,6 @@ def _say_depth(bits: int) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """Returns an exception's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Returns an exception's message on one line, without places in memory."""
+    words = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "it", str(error))
+    return " ".join(words.split()) or type(error).__name__

@@ -49,7 +49,7 @@ from cmma_jax.training.step import (
 FLOW_AVERAGE = 0.9995
 WHOLLY, PARTLY = 0.1, 0.3  # of the faces whose attributes the flow does not see, in training
 SCALE_FACES = 5000  # and their mirror images, from which the latents' standardisation is taken
-CPU_STEPS = 10  # between looks: a step takes a good part of a second there, and the bar is to move
+CPU_STEPS = 4  # between looks: a step takes a good second there, the bar is to move, and a signal to be seen in time
 STEPS = 50
 # Settings on which the first stage does not depend.
 OF_THE_FLOW = ("prior", "flow_width", "flow_blocks", "flow_rate", "precision")

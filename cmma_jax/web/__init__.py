@@ -31,8 +31,14 @@ class Web:
     """Where the page listens; 0: any free port."""
     host: str = "127.0.0.1"
     """Name or address on which it listens; 0.0.0.0: all of this machine's, for whoever reaches it."""
+    root_path: str = ""
+    """Behind another server that has the page under a path: that path, such as /faces."""
+    allowed_host: str = ""
+    """Behind another server: the names under which people reach it, with commas between."""
 
     def __post_init__(self) -> None:
+        if self.root_path and not (self.root_path.startswith("/") and not self.root_path.endswith("/")):
+            raise InputError(f"--root_path={self.root_path}: give a path that begins with / and does not end with it")
         if not 0 <= self.port <= 65535:
             raise InputError(f"--port={self.port} is out of range; give 0 to 65535")
 
@@ -55,7 +61,9 @@ def serve(arguments: Web) -> None:
             check_data(first.run, data)
         print(f"compiling for {', '.join(model.run.system for model in models)} ...", flush=True)
         app = server.make_app(models, data.test if data else None, pathlib.Path(arguments.runs_dir),
-                              server.names_of(arguments.host))
+                              server.names_of(arguments.host), root_path=arguments.root_path,
+                              public=frozenset(name.strip().lower() for name in arguments.allowed_host.split(",")
+                                               if name.strip()))
         host, port = listening.getsockname()[:2]
         print(f"http://{f'[{host}]' if ':' in host else host}:{port}   Ctrl-C ends it", flush=True)
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none",

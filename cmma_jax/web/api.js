@@ -1,6 +1,6 @@
 // A small page over /openapi.json: every operation, what it takes and what it answers.
 
-const spec = await (await fetch("/openapi.json")).json();
+const spec = await (await fetch("openapi.json")).json();
 const holder = document.getElementById("operations");
 document.getElementById("said").textContent = spec.info.description;
 

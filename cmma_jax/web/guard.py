@@ -34,17 +34,27 @@ class Guard:
     that sends requests across sites carries another Origin. Both are refused.
     """
 
-    def __init__(self, app: ASGIApp, names: frozenset[str], uploads: tuple[str, ...] = ()):
-        """names: hosts that are answered, "*" for every address in numbers; uploads: paths that take photographs."""
-        self.app, self.names, self.uploads, self.reading = app, names, uploads, 0
+    def __init__(self, app: ASGIApp, names: frozenset[str], uploads: tuple[str, ...] = (),
+                 public: frozenset[str] = frozenset()):
+        """Args:
+          names: hosts that are answered, "*" for every address in numbers.
+          uploads: paths that take photographs.
+          public: hosts of a server before this one, whose Origin may be another than the Host that it names.
+        """
+        self.app, self.names, self.uploads, self.public, self.reading = app, names | public, uploads, public, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or refuses it."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
+        headers, head = Headers(scope=scope), scope["method"] == "HEAD"
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        if head:  # every path that has a GET
+            scope = scope | {"method": "GET"}
 
         async def send_guarded(message: Message) -> None:
+            if head and message["type"] == "http.response.body":
+                message = message | {"body": b""}
             if message["type"] == "http.response.start":
                 out = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -52,8 +62,8 @@ class Guard:
             await send(message)
 
         try:
-            self._check_origin(scope["path"], headers)
-            body = await self._read(scope["path"], headers, receive)
+            self._check_origin(path, headers)
+            body = await self._read(path, headers, receive)
         except HTTPException as error:
             return await _refuse(send_guarded, error)
         given = False
@@ -71,19 +81,17 @@ class Guard:
         host = headers.get("host", "")
         if not self._known(host):
             raise HTTPException(421, f"this page is not {host!r}; open it under the name or address it was started "
-                                     "with (--host)")
+                                     "with (--host), or start it with --allowed_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if (origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+                and _hostname(urlsplit(origin).netloc) not in self.public):
             raise HTTPException(403, "a page of another origin may not ask this one")
         # What no Origin is sent with: another site's <img> or <script>.
         if path != "/" and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             raise HTTPException(403, "another site may not ask this one")
 
     def _known(self, host: str) -> bool:
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        except ValueError:
-            return False
+        name = _hostname(host)
         return name in self.names or ("*" in self.names and _is_address(name))
 
     async def _read(self, path: str, headers: Headers, receive: Receive) -> bytes:
@@ -146,6 +154,14 @@ class Queue:
 def busy() -> HTTPException:
     """Returns what is answered to a request that finds no place."""
     return HTTPException(503, "too many requests wait; ask again in a second", {"retry-after": "1"})
+
+
+def _hostname(netloc: str) -> str:
+    """Returns a name without port and closing dot, in small letters; empty: it is none."""
+    try:
+        return (urlsplit(f"//{netloc}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
 
 
 def _is_address(name: str) -> bool:

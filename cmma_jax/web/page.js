@@ -96,7 +96,7 @@ function later(work, milliseconds = 150) {
 
 // ---- Attributes ------------------------------------------------------------------------------------------------
 
-const about = await ask("/api/about");
+const about = await ask("api/about");
 const byName = new Map(about.attributes.map((attribute) => [attribute.name, attribute]));
 const state = { tab: "make", seed: 0, shown: 0, made: [], face: null, inferred: {}, ellipses: [], plane: null };
 
@@ -243,12 +243,12 @@ const looking = () => model().encodes;
 // ---- Make a face -----------------------------------------------------------------------------------------------
 
 const askMean = line(async (signal, body) => {
-  const { faces } = await ask("/api/make", { ...body, n: 1, temperature: 0 }, signal);
+  const { faces } = await ask("api/make", { ...body, n: 1, temperature: 0 }, signal);
   state.made[0] = faces[0];
   showMade();
 });
 const askSamples = line(async (signal, body) => {
-  const { faces } = await ask("/api/make", body, signal);
+  const { faces } = await ask("api/make", body, signal);
   state.made.splice(1, state.made.length, ...faces);
   showMade();
 });
@@ -337,7 +337,7 @@ function showPicker() {
     : "Pick a face (made by the model: no data set was given)";
   $("picker").replaceChildren(...Array.from({ length: last - first }, (_, i) => make("button", {
     "aria-label": `${what} ${first + i + 1}`, "aria-pressed": state.face === first + i, onclick: () => pick(first + i) },
-  make("img", { src: `/api/faces/${first + i}`, alt: "", width: 64, height: 64, loading: "lazy" }))));
+  make("img", { src: `api/faces/${first + i}`, alt: "", width: 64, height: 64, loading: "lazy" }))));
   $("picker-page").textContent = `${first + 1} to ${last} of ${about.faces}`;
   $("picker-back").disabled = !page;
   $("picker-more").disabled = last === about.faces;
@@ -347,7 +347,7 @@ $("picker-more").addEventListener("click", () => { page += 1; showPicker(); });
 
 function pick(number) {
   $("cropping").hidden = true;
-  takeFace(number, `/api/faces/${number}`);
+  takeFace(number, `api/faces/${number}`);
 }
 
 function takeFace(face, source) {
@@ -362,7 +362,7 @@ function takeFace(face, source) {
 }
 
 const askLook = line(async (signal) => {
-  const { inferred, reconstruction } = await ask("/api/look", { model: model().name, face: state.face }, signal);
+  const { inferred, reconstruction } = await ask("api/look", { model: model().name, face: state.face }, signal);
   state.inferred = inferred;
   changes.infer(inferred);
   show($("reconstruction"), reconstruction);
@@ -377,7 +377,7 @@ function editBody(edits, preview = false) {
 }
 
 const askEdit = line(async (signal, body) => {
-  const { faces } = await ask("/api/edit", body, signal);
+  const { faces } = await ask("api/edit", body, signal);
   const words = changes.words() || "no change";
   show($("edited"), faces[0], `The face, changed: ${words}`);
   show($("swipe-after"), faces[0]);
@@ -390,7 +390,7 @@ const askStrip = line(async (signal) => {
   const source = $("original").src;
   for (let start = 0; start < singles.length; start += about.batch) {
     const part = singles.slice(start, start + about.batch);
-    const { faces } = await ask("/api/edit", editBody(part.map(([name, kind]) => ({
+    const { faces } = await ask("api/edit", editBody(part.map(([name, kind]) => ({
       [name]: valueOf(name, { yes: kind === "yes", intensity: 1 }) }))), signal);
     if ($("original").src !== source) return;
     part.forEach(([name, kind], i) => {
@@ -436,13 +436,14 @@ const photo = { file: null, width: 0, height: 0, box: null };
 
 const askCrop = line(async (signal, box) => {
   const where = box ? `?left=${box.left}&top=${box.top}&size=${box.size}` : "";
-  const crop = await ask(`/api/photo${where}`, photo.file, signal);
+  const crop = await ask(`api/photo${where}`, photo.file, signal);
   if (!box) {
     Object.assign(photo, { width: crop.width, height: crop.height, box: crop.box });
     $("preview").src = crop.preview;
     await $("preview").decode();
     $("cropping").hidden = false;
-    $("crop-said").textContent = crop.found ? "A face was found. Move the square if it is not the one, or not all of it."
+    $("crop-said").textContent = crop.found === null ? "There is no face detector here (pip install dlib-bin). Move the square to the face: from brows to chin, ear to ear."
+      : crop.found ? "A face was found. Move the square if it is not the one, or not all of it."
       : "No face was found. Move the square to where it is: from brows to chin, ear to ear.";
     showCrop();
   }
@@ -530,7 +531,7 @@ const place = [0, 0];
 
 const askPlane = line(async (signal) => {
   const name = model().name;
-  const plane = await ask(`/api/plane?model=${encodeURIComponent(name)}`, undefined, signal);
+  const plane = await ask(`api/plane?model=${encodeURIComponent(name)}`, undefined, signal);
   const reach = [0, 1].map((axis) => Math.max(...plane.points.map((point) => Math.abs(point[axis])))), extent = 1.15 * Math.max(...reach);
   state.plane = { ...plane, extent, name };
   state.ellipses = [];
@@ -549,7 +550,7 @@ const askPlane = line(async (signal) => {
 });
 
 async function addEllipse(attributes, title, signal) {
-  const ellipse = await ask("/api/ellipse", { model: model().name, attributes }, signal);
+  const ellipse = await ask("api/ellipse", { model: model().name, attributes }, signal);
   state.ellipses.push({ ...ellipse, title, colour: COLOURS.find((colour) => !state.ellipses.some((each) => each.colour === colour)) ?? COLOURS[0] });
   showPlane();
 }
@@ -564,7 +565,7 @@ function showPlane() {
     const free = taken.every(([c, d]) => Math.max(Math.abs(a - c), Math.abs(b - d)) > side);
     if ($("thumbnails").checked && free) {
       taken.push([a, b]);
-      marks.push(make("image", { href: `/api/faces/${i}`, x: a - side / 2, y: -b - side / 2, width: side, height: side }));
+      marks.push(make("image", { href: `api/faces/${i}`, x: a - side / 2, y: -b - side / 2, width: side, height: side }));
     } else {
       dots.push(make("circle", { class: "dot", cx: a, cy: -b, r: extent / 130 }));
     }
@@ -593,7 +594,7 @@ function showPlace() {
 }
 
 const askDecode = line(async (signal) => {
-  const { faces } = await ask("/api/decode", { model: model().name, place }, signal);
+  const { faces } = await ask("api/decode", { model: model().name, place }, signal);
   const said = `Decoded at ${place.map((each) => each.toFixed(2)).join(", ")}`;
   show($("decoded"), faces[0], said);
   $("decoded-caption").textContent = said;
@@ -630,14 +631,14 @@ const askCompared = line(async (signal) => {
   await Promise.all(about.models.map(async (each, i) => {
     const { name } = each;
     const [mean, samples] = await Promise.all([{ n: 1, temperature: 0 }, {}].map((change) =>
-      ask("/api/make", { ...makeBody(each), ...change }, signal)));
+      ask("api/make", { ...makeBody(each), ...change }, signal)));
     $("compared").children[i].lastChild.replaceChildren(...[...mean.faces, ...samples.faces].map((face, j) =>
       make("img", { src: face, width: 64, height: 64, alt: `${name}, ${j ? `sample ${j}` : "mean"}: ${wanted.words() || "nothing asked for"}` })));
   }));
 });
 
 async function showResults() {
-  const { rows, title } = await ask("/api/results");
+  const { rows, title } = await ask("api/results");
   $("results-title").textContent = title ? `Results: ${title}` : "Results";
   $("results").replaceChildren(rows.length ? make("table", {}, make("thead", {}, make("tr", {}, ...rows[0].map((cell) => make("th", { scope: "col" }, cell)))),
     make("tbody", {}, ...rows.slice(1).map((row) => make("tr", {}, ...row.map((cell, i) => make(i ? "td" : "th", i ? {} : { scope: "row" }, cell))))))

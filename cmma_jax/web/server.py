@@ -29,7 +29,7 @@ PHOTOS_WAITING = 8  # photographs to be decoded, each of 40 megapixels at most
 RANGE = {"binary": (-3.0, 4.0), "real": (-FARTHEST, FARTHEST)}  # of an attribute that is wanted
 HIGHEST_INTENSITY, HIGHEST_TEMPERATURE, HIGHEST_GUIDANCE = 6.0, 2.0, 10.0
 FARTHEST_PLACE, HIGHEST_SEED = 1e4, 2**31 - 1
-IMAGES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
+IMAGES = tuple(f"image/{name.lower()}" for name in studio.FORMATS)
 FILES = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css"),
          "/page.js": ("page.js", "text/javascript"), "/icon.svg": ("icon.svg", "image/svg+xml"),
          "/api": ("api.html", "text/html"), "/api.js": ("api.js", "text/javascript")}
@@ -80,7 +80,7 @@ class Cropped(BaseModel):
     width: int
     height: int
     box: Box
-    found: bool
+    found: bool | None
     face: str
     preview: str | None
 
@@ -156,7 +156,7 @@ STATUSES = {400: "broken off", 403: "another origin", 408: "came too slowly",
 
 
 def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path, names: frozenset[str],
-             waiting: int = WAITING) -> FastAPI:
+             waiting: int = WAITING, root_path: str = "", public: frozenset[str] = frozenset()) -> FastAPI:
     """Returns the application, everything that it asks of the models compiled.
 
     Args:
@@ -165,6 +165,8 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
       runs_dir: where the results table of evaluate.py lies, if there is one.
       names: hosts that are answered; see `names_of`.
       waiting: requests at the models at once, beyond which 503 is answered.
+      root_path: the path under which a server before this one has the page; it may pass it on or take it off.
+      public: hosts of such a server.
     """
     spec, first = models[0].run.spec, models[0]
     faces = studio.choose_faces(first, test)
@@ -225,11 +227,11 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
 
         attributes: Wanted = {}
 
-    app = FastAPI(title="cmma_jax", version="1", docs_url=None, redoc_url=None,
+    app = FastAPI(title="cmma_jax", version="1", root_path=root_path, docs_url=None, redoc_url=None,
                   description="Faces from attributes. Attributes not named are unknown; a binary one's 0 is no, 1 yes, "
                               "and what lies outside extrapolates; a real-valued one's are deviations from the mean.",
                   responses={status: {"model": Problem, "description": said} for status, said in STATUSES.items()})
-    app.add_middleware(Guard, names=names, uploads=("/api/photo",))
+    app.add_middleware(Guard, names=names, uploads=("/api/photo",), public=public)
     queue, photo_queue = Queue(waiting, SECONDS), Queue(PHOTOS_WAITING, SECONDS)
 
     def find(name: str, encodes: bool = True) -> studio.Studio:

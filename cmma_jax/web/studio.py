@@ -10,10 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from cmma_jax.data.dataset import Faces, spread
-from cmma_jax.data.images import open_picture
+from cmma_jax.data.images import HEIF, open_picture
 from cmma_jax.errors import InputError
 from cmma_jax.models.flow import STEPS
 from cmma_jax.sampling import photos
@@ -25,7 +25,8 @@ BATCH = 8  # faces made at once
 SHOWN = 240  # test faces that can be picked, and that lie on the plane
 STAND_INS = 48  # faces that the model makes where there are no test faces
 PREVIEW_STEPS = 4  # of a flow's solver while a slider moves
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of photographs; Pillow starts other programs for some of the others
+# Of photographs; Pillow starts other programs for some of the others.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", *(["AVIF"] if features.check("avif") else []), *HEIF)
 PREVIEW = 1024  # pixels of a photograph's longer side in which a face is looked for, and which the page shows
 
 Wanted = dict[str, float]
@@ -65,7 +66,7 @@ class Crop(NamedTuple):
     Attributes:
       width, height: of the photograph, upright.
       box: left, top, size of the square in it.
-      found: whether the detector found the face there.
+      found: whether the detector found the face there; None: there is no detector.
       face: [H, W, 3] float32 in [0, 1].
       preview: the photograph, at most PREVIEW pixels wide and high.
     """
@@ -73,7 +74,7 @@ class Crop(NamedTuple):
     width: int
     height: int
     box: tuple[float, float, float]
-    found: bool
+    found: bool | None
     face: np.ndarray
     preview: Image.Image
 
@@ -207,7 +208,7 @@ def read_crop(body: bytes, size: int, box: tuple[float, float, float] | None) ->
                          "or more")
     preview = picture.copy() if max(picture.size) <= PREVIEW else picture.resize(
         [max(1, round(side * PREVIEW / max(picture.size))) for side in picture.size], reducing_gap=2.0)
-    found = False
+    found: bool | None = False
     if box is None:
         box, found = _find(preview, width / preview.width, size)
     left, top, side = box
@@ -217,19 +218,22 @@ def read_crop(body: bytes, size: int, box: tuple[float, float, float] | None) ->
     return Crop(width, height, box, found, photos.cut(picture, photos.Box(left, top, side, side), size), preview)
 
 
-def _find(preview: Image.Image, scale: float, size: int) -> tuple[tuple[float, float, float], bool]:
-    """Returns the square of the largest face, in the photograph's own pixels, and whether there is one."""
+def _find(preview: Image.Image, scale: float, size: int) -> tuple[tuple[float, float, float], bool | None]:
+    """Returns the square of the largest face, in the photograph's own pixels, and whether there is one; None: there is
+    no detector to say.
+    """
     if preview.size == (size, size):
         return (0.0, 0.0, float(size)), True  # a face already cropped, as of `photos.read_photo`
     try:
         boxes = photos.detect(preview)
-    except InputError:  # no OpenCV: the person places the square
-        boxes = []
+    except InputError:  # no detector: the person places the square
+        boxes = None
     if boxes:
         box = photos.lfwcrop(boxes[0])
         return (box.left * scale, box.top * scale, box.width * scale), True
     side = 0.6 * min(preview.size)
-    return ((preview.width - side) / 2 * scale, (preview.height - side) / 2 * scale, side * scale), False
+    middle = ((preview.width - side) / 2 * scale, (preview.height - side) / 2 * scale, side * scale)
+    return middle, None if boxes is None else False
 
 
 def to_png(face: np.ndarray) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -414,6 +415,49 @@ def test_other_origins_are_refused(client, headers, page, api):
     assert client.get("/", headers=headers).status_code == page
     assert client.get("/api/about", headers=headers).status_code == api
     assert client.post("/api/make", json=MAKE[1], headers=headers).status_code == api
+
+
+@pytest.mark.parametrize("stripped", [True, False])
+def test_behind_a_server_with_a_path_and_a_public_name_it_is_answered(stripped, client, models, test, tmp_path):
+    """As nginx and Caddy pass requests on: under the public Host or their own, the path taken off or left."""
+    under = server.make_app(models, test, tmp_path, OWN, root_path="/faces", public=frozenset({"faces.example.org"}))
+    prefix = "" if stripped else "/faces"
+    asked = {"origin": "https://faces.example.org"}
+    with TestClient(under, base_url="http://127.0.0.1:7860") as outside:
+        for host in ("faces.example.org", "127.0.0.1:7860"):
+            headers = asked | {"host": host}
+            assert outside.get(f"{prefix}/", headers=headers).status_code == 200
+            assert outside.post(f"{prefix}/api/make", json=MAKE[1], headers=headers).status_code == 200
+        assert outside.get(f"{prefix}/api/about", headers={"host": "evil.example"}).status_code == 421
+        assert outside.get(f"{prefix}/api/about", headers={"origin": "http://evil.example"}).status_code == 403
+        assert outside.get(f"{prefix}/api/about", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+        assert outside.get(f"{prefix}/", headers={"sec-fetch-site": "cross-site"}).status_code == 200
+        large = b"x" * (guard.JSON_BYTES + 1)  # more than elsewhere is taken of photographs alone
+        assert outside.post(f"{prefix}/api/photo", content=large, headers={"content-type": "image/png"}
+                            ).status_code == 415
+        assert outside.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/faces"}]
+    assert client.get("/api/about", headers=asked).status_code == 403
+
+
+def test_no_file_names_another_place_on_the_server(client):
+    """All addresses are relative, so that the page can lie under any path."""
+    for path in server.FILES:
+        text = client.get(path).text
+        assert not re.search(r"""(?:href|src)="/|["'`]/api""", text), path
+
+
+@pytest.mark.parametrize("path", ["/", "/api", "/api/about", "/openapi.json", "/api/faces/0"])
+def test_head_is_get_without_its_body(path, client):
+    head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code == 200 and head.content == b""
+    assert head.headers["content-length"] == get.headers["content-length"]
+
+
+def test_a_photograph_in_avif_is_taken_and_messages_name_no_place_in_memory(client):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    assert send_photo(client, encoded(noise, "AVIF"), "image/avif").status_code == 200
+    message = send_photo(client, b"nothing", "image/png").json()["error"]
+    assert "cannot be decoded" in message and " at 0x" not in message
 
 
 def test_every_answer_has_its_security_headers(client):
