@@ -15,12 +15,13 @@ import json
 import pathlib
 import re
 from collections import Counter
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cmma_jax.data.images import one_line
 from cmma_jax.errors import Faults, InputError, did_you_mean
+from cmma_jax.models.spec import Kind
 
 TABLE = "attributes.csv"
 TABLES = (TABLE, "attributes.tsv", "attributes.txt", "metadata.csv", "metadata.jsonl", "list_attr_celeba.csv",
@@ -85,7 +86,7 @@ class Column(NamedTuple):
     """
 
     name: str
-    kind: Literal["binary", "real"]
+    kind: Kind
     values: np.ndarray
     known: np.ndarray
     note: str = ""
@@ -122,19 +123,20 @@ def read_table(folder: pathlib.Path) -> Table:
         values = [cells[i] for _, cells in whole]
         if not header[i] and any(values) and not all(value.isdigit() for value in values):
             faults.add("has a column without name that holds more than row numbers; expected a name: rename or drop it")
-    split = next((i for i, name in enumerate(names) if name in SPLIT), None)
+    split = next((i for i, name in enumerate(names) if name in SPLIT), -1)
     splits = []
-    for line, cells in whole if split is not None else ():
-        splits.append(PARTS.get(cells[split].lower(), ""))
+    for line, row in whole if split >= 0 else ():
+        splits.append(PARTS.get(row[split].lower(), ""))
         if not splits[-1]:
-            faults.add(f"line {line}: split {cells[split]!r} is none of train, validation, test"
-                       f"{did_you_mean(cells[split], ('train', 'validation', 'test'))}: write one of them")
+            faults.add(f"line {line}: split {row[split]!r} is none of train, validation, test"
+                       f"{did_you_mean(row[split], ('train', 'validation', 'test'))}: write one of them")
     faults.tell()
-    cells = {name: [row[i] for _, row in whole] for i, name in enumerate(header) if name and i not in (column, split)}
-    if not cells:
+    attributes = {name: [row[i] for _, row in whole] for i, name in enumerate(header)
+                  if name and i not in (column, split)}
+    if not attributes:
         raise InputError(f"{path} has no attributes; expected a column for each, with {LAYOUT}: add one")
     files = [row[column] for _, row in whole]
-    return Table(path, [line for line, _ in whole], files, splits or _partition(folder, files), cells)
+    return Table(path, [line for line, _ in whole], files, splits or _partition(folder, files), attributes)
 
 
 def _read(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -240,7 +242,8 @@ def _read_column(table: Table, name: str, cells: list[str], reading: Reading, fa
         faults.add(f"column {name!r} has the values {_listed(found)}: is {code} 'unknown' or a value? say "
                    f"--unknown={code}{other}, or --unknown=none if every number is a value")
         return []
-    note, kind = "", "real"
+    note = ""
+    kind: Kind = "real"
     if found <= {0.0, 1.0} or found <= {-1.0, 1.0}:
         kind = "binary"
         values, note = np.maximum(values, 0), "1 is present, -1 absent" if -1.0 in found else ""

@@ -136,7 +136,8 @@ class Mixed(NamedTuple):
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Draws [B, A]; key as for `Gaussian.sample`."""
-        return self._choose(*(each.sample(fold_each(key, i)) for i, each in enumerate(self._both())))
+        one, other = self._both()
+        return self._choose(one.sample(fold_each(key, 0)), other.sample(fold_each(key, 1)))
 
     def log_prob(self, y: jax.Array) -> jax.Array:
         """Returns the log-probability or log-density of each, in nats."""

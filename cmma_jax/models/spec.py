@@ -59,11 +59,6 @@ class Spec:
     @classmethod
     def from_json(cls, fields: dict) -> "Spec":
         sequences = ("attributes", "kinds", "attribute_mean", "attribute_std")
-        if "kind" in fields:  # TODO: goes with the run that is being trained
-            count = len(fields["attributes"])
-            fields = fields | {"kinds": (fields["kind"],) * count}
-            fields["attribute_percentiles"] = fields["attribute_percentiles"] or ((),) * count
-            del fields["kind"]
         percentiles = tuple(tuple(each) for each in fields["attribute_percentiles"])
         return cls(**fields | {k: tuple(fields[k]) for k in sequences} | {"attribute_percentiles": percentiles}
                    | {"mean_face": np.asarray(fields["mean_face"], np.float32)})

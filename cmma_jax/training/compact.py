@@ -27,9 +27,9 @@ from cmma_jax.training.config import Config
 SHIPPED = pathlib.Path(__file__).parent.parent / "pretrained"
 SUFFIX = ".safetensors"
 VERSION = 2
-# Paths and hosts of the machine that trained a model: nobody else's concern, and not in the file.
+# Paths, hosts and abilities of the machine that trained a model: nobody else's concern, and not in the file.
 PLACES: dict[str, Any] = {name: getattr(Config(), name)
-                          for name in ("data_dir", "run_dir", "cache", "coordinator")}
+                          for name in ("data_dir", "run_dir", "cache", "coordinator", "precision")}
 MEAN_FACE, PARAMS = "spec/mean_face", "params/"
 EXACT = "scale/"  # parameters that stay float32: few, and every latent is multiplied by them
 
@@ -112,9 +112,9 @@ def _facts(text: str, mean_face: np.ndarray) -> tuple[Config, Spec, int, int]:
                *itertools.chain(*spec.attribute_percentiles)]
     for name, good in {
             "steps": all(isinstance(number, int) and number >= 0 for number in (step, epoch)),
+            "attributes": all(isinstance(name, str) for name in names) and len(set(names)) == count > 0,
             "kinds": len(spec.kinds) == count and set(spec.kinds) <= {"binary", "real"},
             "dataset": isinstance(spec.dataset, str),
-            "attributes": all(isinstance(name, str) for name in names) and len(set(names)) == count > 0,
             "statistics": len(spec.attribute_mean) == len(spec.attribute_std) == count and spec.pixel_std > 0,
             "percentiles": [len(each) for each in spec.attribute_percentiles] == list(np.where(spec.binary, 0, 101)),
             "mean face": mean_face.shape == (config.image_size, config.image_size, 3),

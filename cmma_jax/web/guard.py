@@ -35,26 +35,27 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, names: frozenset[str], uploads: tuple[str, ...] = (),
-                 public: frozenset[str] = frozenset()):
+                 public: frozenset[str] = frozenset(), root_path: str = ""):
         """Args:
           names: hosts that are answered, "*" for every address in numbers.
           uploads: paths that take photographs.
           public: hosts of a server before this one, whose Origin may be another than the Host that it names.
+          root_path: the path under which such a server has the page, which it may pass on or take off.
         """
-        self.app, self.names, self.uploads, self.public, self.reading = app, names | public, uploads, public, 0
+        self.app, self.names, self.uploads, self.public = app, names | public, uploads, public
+        self.root_path, self.reading = root_path, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or refuses it."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers, head = Headers(scope=scope), scope["method"] == "HEAD"
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        if head:  # every path that has a GET
-            scope = scope | {"method": "GET"}
+        path = scope["path"].removeprefix(self.root_path) or "/"
+        scope = {**scope, "root_path": self.root_path, "method": "GET" if head else scope["method"]}
 
         async def send_guarded(message: Message) -> None:
             if head and message["type"] == "http.response.body":
-                message = message | {"body": b""}
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 out = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():

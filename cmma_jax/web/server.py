@@ -227,11 +227,11 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
 
         attributes: Wanted = {}
 
-    app = FastAPI(title="cmma_jax", version="1", root_path=root_path, docs_url=None, redoc_url=None,
+    app = FastAPI(title="cmma_jax", version="1", docs_url=None, redoc_url=None,
                   description="Faces from attributes. Attributes not named are unknown; a binary one's 0 is no, 1 yes, "
                               "and what lies outside extrapolates; a real-valued one's are deviations from the mean.",
                   responses={status: {"model": Problem, "description": said} for status, said in STATUSES.items()})
-    app.add_middleware(Guard, names=names, uploads=("/api/photo",), public=public)
+    app.add_middleware(Guard, names=names, uploads=("/api/photo",), public=public, root_path=root_path)
     queue, photo_queue = Queue(waiting, SECONDS), Queue(PHOTOS_WAITING, SECONDS)
 
     def find(name: str, encodes: bool = True) -> studio.Studio:

@@ -32,7 +32,8 @@ from cmma_jax.training.runs import find_runs, load_data, load_run
 from tests.conftest import random_params, write_run
 
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = ["--dataset=folder", "--image_size=16", "--latent_channels=2", "--width=4", "--prior_hidden=8",
+TINY = ["--dataset=folder", "--image_size=16", "--likelihood=logistic_mixture",
+        "--latent_channels=2", "--width=4", "--prior_hidden=8",
         "--flow_width=64", "--flow_blocks=1", "--devices=1", "--batch_size=8"]
 GAUSSIAN = ["--prior=gaussian", "--likelihood=gaussian"]
 STEPS = 3

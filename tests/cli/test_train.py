@@ -23,7 +23,8 @@ from cmma_jax.training.config import PRESETS, Config
 from cmma_jax.training.records import read_metrics
 from cmma_jax.training.runs import load_run
 
-TINY = ["--dataset=folder", "--image_size=16", "--width=4", "--components=1", "--prior_hidden=8", "--flow_width=64",
+TINY = ["--dataset=folder", "--image_size=16", "--width=4", "--likelihood=logistic_mixture", "--components=1",
+        "--prior_hidden=8", "--flow_width=64",
         "--flow_blocks=1", "--devices=1"]
 CGAN = ["--model=cgan", "--preset=gauthier", "--latent_size=4", "--epochs=4"]
 ROOT = pathlib.Path(__file__).parents[2]

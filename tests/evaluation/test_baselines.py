@@ -42,7 +42,7 @@ def design(faces, data):
 @pytest.fixture(scope="module", params=["binary", "real", "mixed"])
 def fitted(request, small):
     """Faces whose first pixel is always 0; ridge regression as least squares with rows for the penalty."""
-    kinds = {"mixed": ("binary", "real", "binary", "real", "real")}.get(request.param, (request.param,) * 5)
+    kinds = {"mixed": ("real", "binary", "binary", "real", "binary")}.get(request.param, (request.param,) * 5)
     spec = dataclasses.replace(small.data.spec, kinds=kinds)
     parts = {name: getattr(small.data, name) for name in ("train", "validation", "test")}
     parts = {name: part._replace(x=part.x * (np.arange(768) > 0).reshape(16, 16, 3)) for name, part in parts.items()}

@@ -31,6 +31,7 @@ from cmma_jax.cli import train
 from cmma_jax.data import disk, folder, lfw
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.data.images import open_picture
+from cmma_jax.data.table import TABLE
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation import classifier, parzen
 from cmma_jax.models.model import cmma
@@ -151,7 +152,7 @@ def readers() -> dict[str, Reader]:
             path = place / f"{i}.png"
             if not path.exists():
                 path.write_bytes(a_picture("PNG", size=16))
-        written(folder.TABLE, content, place)
+        written(TABLE, content, place)
         folder.load_folder(place, 16)
 
     def read_image_of_folder(place: pathlib.Path, content: bytes) -> None:

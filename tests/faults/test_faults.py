@@ -37,6 +37,7 @@ def neither_pictures_nor_figures_at_the_end():
     with pytest.MonkeyPatch.context() as patch:  # as of `kill.PROGRAM`
         patch.setattr(train, "draw_progress", lambda *_: None)
         patch.setattr(train, "report", lambda *_: None)
+        patch.setattr(stages, "CPU_STEPS", STEPS // 2)
         yield
 
 

@@ -126,8 +126,8 @@ def test_with_no_attribute_known_none_has_a_gradient(small):
 
 def test_encoding_tells_no_from_unknown():
     y, mask = jnp.asarray([[0.0, 1.0, 0.0]]), jnp.asarray([[True, True, False]])
-    np.testing.assert_array_equal(encode_attributes(y, mask, "binary"), [[-1, 1, 0, 1, 1, 0]])
-    np.testing.assert_array_equal(encode_attributes(y, mask, "real"), [[0, 1, 0, 1, 1, 0]])
+    for binary, wanted in (([True] * 3, [-1, 1, 0]), ([False] * 3, [0, 1, 0]), ([False, True, True], [0, 1, 0])):
+        np.testing.assert_array_equal(encode_attributes(y, mask, np.array(binary)), [[*wanted, 1, 1, 0]])
 
 
 @pytest.mark.parametrize("likelihood", ["logistic_mixture", "gaussian"])
@@ -178,7 +178,8 @@ def test_every_model_has_its_shapes_and_is_finite_at_extremes(small, name, kind,
     config = dataclasses.replace(small.config, **latent)
     model, params = small.variant(kind, model=name, **latent, **KINDS[likelihood])
     x = pixels(jnp.asarray(small.data.train.x[:4])).at[0].set(0.0).at[1].set(1.0)
-    y = jnp.asarray(small.data.train.y[:4]).at[3].set(1.0 if kind == "binary" else 50.0)
+    binary = np.array({"binary": [True] * 5, "real": [False] * 5, "mixed": [True, False] * 2 + [True]}[kind])
+    y = jnp.asarray(small.data.train.y[:4]).at[3].set(np.where(binary, 1.0, 50.0))
     mask = jnp.asarray([[False] * 5, [True] * 5, [True, False, True, False, False], [True] * 5])
     z = z_for(config).at[1].multiply(1e3)
 
@@ -203,8 +204,7 @@ def test_every_model_has_its_shapes_and_is_finite_at_extremes(small, name, kind,
     assert model.discrete == (likelihood == "mixture")
     assert isinstance(named, Mixed if name == "cmma" else type(None))
     if named is not None:
-        binary = {"binary": [True] * 5, "real": [False] * 5, "mixed": [True, False] * 2 + [True]}[kind]
-        assert named.mean.shape == y.shape and named.binary.tolist() == binary
+        assert named.mean.shape == y.shape and named.binary.tolist() == binary.tolist()
         assert ((0 <= named.mean) & (named.mean <= 1))[:, named.binary].all()
     whole = terms, prior, posterior, p, mean, named, gradients
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))
@@ -216,7 +216,8 @@ def test_every_model_has_its_shapes_and_is_finite_at_extremes(small, name, kind,
 @pytest.mark.parametrize("size", [16, 32, 48])
 @pytest.mark.parametrize("part", [2, 4, 8])
 def test_any_image_whose_side_is_a_multiple_of_16_and_cells_of_a_half_a_quarter_or_an_eighth(size, part):
-    spec = Spec("zeros", ("a", "b"), "binary", (0, 0), (1, 1), np.zeros((size, size, 3), np.float32), 1.0)
+    spec = Spec("zeros", ("a", "b"), ("binary",) * 2, (0, 0), (1, 1), np.zeros((size, size, 3), np.float32), 1.0,
+                ((),) * 2)
     architecture = Config(latent_channels=3, latent_cells=size // part, width=4, prior_hidden=8, flow_width=64,
                           flow_blocks=1)
     if part == 4:
@@ -240,7 +241,7 @@ def test_latents_that_do_not_divide_the_image_are_refused(size, cells):
     """Nor may a token's two cells on a side leave one over."""
     with pytest.raises(InputError, match=f"--latent_cells={cells} .* of the image's {size}, such as {size // 4}"):
         make_model(Config(latent_cells=cells),
-                   Spec("zeros", ("a",), "binary", (0,), (1,), np.zeros((size, size, 3), np.float32), 1.0))
+                   Spec("zeros", ("a",), ("binary",), (0,), (1,), np.zeros((size, size, 3), np.float32), 1.0, ((),)))
 
 
 @pytest.mark.parametrize("settings, words", [
@@ -258,7 +259,8 @@ def test_settings_out_of_range_are_named(settings, words):
 def lfw_like():
     """A spec of LFW's sizes: 64x64 faces with 73 attributes."""
     names = tuple(f"a{i}" for i in range(73))
-    return Spec("zeros", names, "binary", (0.0,) * 73, (1.0,) * 73, np.zeros((64, 64, 3), np.float32), 1.0)
+    return Spec("zeros", names, ("binary",) * 73, (0.0,) * 73, (1.0,) * 73, np.zeros((64, 64, 3), np.float32), 1.0,
+                ((),) * 73)
 
 
 def counts(config, spec, kept):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cmma_jax.data.dataset import pixels
-from cmma_jax.models.distributions import Gaussian
+from cmma_jax.models.distributions import Mixed
 from cmma_jax.models.model import make_model
 from cmma_jax.sampling import pictures
 from cmma_jax.sampling.faces import (
@@ -238,7 +238,9 @@ def test_inferred_attributes_are_the_mean_over_the_posterior(small):
 
 def test_a_gaussian_attributes_deviation_is_that_of_the_mixture(small):
     x, y, mask = arrays(small)
-    model = small.model._replace(attributes=lambda params, z: Gaussian(z[:, :5], jnp.full((len(z), 5), np.log(4.0))))
+    real = np.zeros(5, bool)
+    model = small.model._replace(
+        attributes=lambda params, z: Mixed(real, z[:, :5], jnp.full((len(z), 5), np.log(4.0))))
     mean, deviation = infer_attributes(model, small.params, jax.random.key(0), x, y, mask, samples=2000)
     q = model.posterior(small.params, x, y, mask)
     np.testing.assert_allclose(mean, q.mean[:, :5], atol=4 * float(jnp.exp(q.logvar / 2).max()) / np.sqrt(2000))
