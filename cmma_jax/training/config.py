@@ -191,7 +191,7 @@ def default(model: ModelName, dataset: str) -> Config:
         return dataclasses.replace(paper(model, dataset), preset="default")
     if dataset == "synthetic":  # drawn faces: smaller networks do, in minutes
         return Config(model=model, dataset=dataset, width=24, batch_size=50, epochs=6, flow_width=128, flow_blocks=4,
-                      flow_epochs=11)
+                      flow_epochs=10)
     return Config(model=model, dataset=dataset)
 
 
