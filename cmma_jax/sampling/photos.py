@@ -1,8 +1,8 @@
 """A person's own photograph: the face in it, cropped as LFWcrop crops, and put back.
 
 The face is found by dlib's detector of oriented gradients (Dalal and Triggs 2005; King 2009), in an upright picture or
-one that lies on its side. LFWcrop's crop has the middle of dlib's box, and LFWCROP of its sides: the medians over 292
-faces of LFWcrop, 100 to 300 pixels wide on grey.
+one that lies on its side. LFWcrop's crop has the middle of dlib's box and LFWCROP of its sides, by the median of faces
+of LFWcrop that were pasted on grey.
 """
 
 import math
