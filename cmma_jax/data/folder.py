@@ -58,12 +58,13 @@ def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, seed: int = 
     table = read_table(folder)
     columns = read_columns(table, reading)
     rows = sorted(_rows(folder, table, reading.follow_links), key=lambda row: row.file)
-    order = [row.number for row in rows]
+    order = np.array([row.number for row in rows], int)
     attributes = tuple(column.name for column in columns)
-    y, mask = (np.stack([a[order] for a in arrays], -1) if order else np.zeros((0, len(columns)), arrays[0].dtype)
+    y, mask = (np.stack(arrays, -1)[order]
                for arrays in ([column.values for column in columns], [column.known for column in columns]))
     parts = _split(table, order, seed)
-    refuse_constant(str(table.path), attributes, y[parts["train"]], mask[parts["train"]], "drop the column")
+    refuse_constant(str(table.path), attributes, y[parts["train"]], mask[parts["train"]],
+                    "drop the column, or leave it out by --ignore; join a rare word with another")
     _mention_unused(folder, rows, table)
     for note in sorted({column.note for column in columns} - {""}):
         log.warning("%s: %s in %s", table.path, note, ", ".join(c.name for c in columns if c.note == note))
@@ -186,7 +187,7 @@ def _inside(folder: pathlib.Path, base: pathlib.Path, name: str, follow_links: b
     return "", path
 
 
-def _split(table: Table, order: list[int], seed: int) -> dict[str, np.ndarray]:
+def _split(table: Table, order: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Returns the numbers of each part's rows, which come in this order of the table's."""
     if table.splits:
         parts = {s: np.array([i for i, number in enumerate(order) if table.splits[number] == s], int) for s in SPLITS}

@@ -340,6 +340,15 @@ def test_an_absurdly_large_image_is_refused_by_its_header(folder, size):
     refuses(folder, "line 4", "'face02.png'", "too large", "at most 40000000", "scale it down")
 
 
+def test_a_jpeg_of_more_pixels_than_are_taken_is_decoded_at_half_its_size(tmp_path):
+    large = Image.new("L", (8000, 5200), 77)
+    large.save(tmp_path / "large.jpg")
+    large.save(tmp_path / "large.png")
+    assert images.open_picture(tmp_path / "large.jpg", "it").size == (4000, 2600)
+    with pytest.raises(InputError, match="too large"):
+        images.open_picture(tmp_path / "large.png", "it")
+
+
 def test_no_table(tmp_path):
     refuses(tmp_path, "attributes.csv not found", "'file,Smiling,Eyeglasses'", "'anna.jpg,1,0'", "write it")
     refuses(tmp_path / "nowhere", "nowhere", "not found")
