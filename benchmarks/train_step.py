@@ -88,13 +88,13 @@ class Autoencoder(nn.Module):
         self.mixture, latents = config.likelihood == "logistic_mixture", cells**2 * channels
         self.see = nn.Linear(2 * ATTRIBUTES, KNOWN)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in zip([3, *widths], widths, strict=False))
-        self.seen = nn.ModuleList(nn.ModuleList(Block(size, KNOWN) for _ in range(config.blocks)) for size in widths)
+        self.seen = nn.ModuleList(Block(widths[-1], KNOWN) for _ in range(config.blocks))
         self.last = norm(widths[-1])
         self.posterior = nn.Conv2d(widths[-1], 2 * channels, 3, padding=1)
         heads = 10 * config.components if self.mixture else 6
         self.entrance = nn.Conv2d(channels, widths[-1], 3, padding=1)
-        self.made = nn.ModuleList(nn.ModuleList(Block(size) for _ in range(config.blocks)) for size in widths[::-1])
-        self.norms = nn.ModuleList(norm(size) for size in widths[::-1])
+        self.made = nn.ModuleList(Block(widths[-1]) for _ in range(config.blocks))
+        self.norm = norm(widths[-1])
         ups = [*widths[::-1], heads]
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, 2, 1) for a, b in zip(ups, ups[1:], strict=False))
         self.prior = nn.Sequential(nn.Linear(2 * ATTRIBUTES, config.prior_hidden), nn.Softplus(),
@@ -106,18 +106,19 @@ class Autoencoder(nn.Module):
 
     def encode(self, x, a):
         known, features = F.relu(self.see(a)), x
-        for stage, (conv, blocks) in enumerate(zip(self.down, self.seen, strict=True)):
+        for stage, conv in enumerate(self.down):
             features = conv(features if stage == 0 else F.relu(features))
-            for block in blocks:
-                features = block(features, known)
+        for block in self.seen:
+            features = block(features, known)
         return self.posterior(F.relu(self.last(features))).float().chunk(2, 1)
 
     def decode(self, z):
         features = self.entrance(z)
-        for blocks, each, up in zip(self.made, self.norms, self.up, strict=True):
-            for block in blocks:
-                features = block(features)
-            features = up(F.relu(each(features)))
+        for block in self.made:
+            features = block(features)
+        features = self.norm(features)
+        for up in self.up:
+            features = up(F.relu(features))
         return features.float()
 
     def forward(self, x, y, mask):

@@ -88,7 +88,7 @@ def person(port: int, about: dict, number: int, end: float, answers: list[tuple[
 
 
 def take_pictures(port: int, folder: pathlib.Path) -> None:
-    """Writes web-make.png, web-change.png, web-inside.png and web-narrow.png, as Chromium shows them."""
+    """Writes web-make.png, web-change.png and web-narrow.png, as Chromium shows them."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -100,7 +100,7 @@ def take_pictures(port: int, folder: pathlib.Path) -> None:
     change = "document.querySelector('#picker button:nth-child(10)').click();"
     scenes = {"make": (1280, 860, "make", choose % (["Male: no", "Smiling: yes"], "wanted")),
               "change": (1280, 860, "change", change + choose % (["Mustache: yes"], "changes")),
-              "inside": (1280, 860, "inside", ""), "narrow": (360, 780, "make", "")}
+              "narrow": (360, 780, "make", "")}
     for name, (width, height, tab, script) in scenes.items():
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height,
                                                                       "deviceScaleFactor": 1, "mobile": False})

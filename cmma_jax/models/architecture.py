@@ -24,7 +24,7 @@ class Architecture:
     width: int = 48
     """Channels of the first convolution; each stage doubles them."""
     blocks: int = 1
-    """Residual blocks of two 3x3 convolutions after each stage, where z is a map."""
+    """Residual blocks of two 3x3 convolutions at the map's own size, where z is a map."""
     likelihood: Literal["gaussian", "logistic_mixture"] = "gaussian"
     """p(x|z) of a pixel: a Gaussian, a density, or a discretised mixture of logistics, which gives each of the 256
     values its probability: a better likelihood, and for as many nats in z a blurrier mean."""

@@ -111,7 +111,7 @@ class MapEncoder(nn.Module):
     Attributes:
       cells, channels: of the map.
       width: channels of the first convolution; each stage doubles them.
-      blocks: residual blocks a stage, which the attributes enter.
+      blocks: residual blocks at the map's own size, which the attributes enter.
     """
 
     cells: int
@@ -126,8 +126,8 @@ class MapEncoder(nn.Module):
         for stage in range(_stages(x.shape[1], self.cells)):
             features = features if stage == 0 else nn.relu(features)
             features = _down(self.width * 2**stage, features, f"conv{stage}")
-            for block in range(self.blocks):
-                features = Block(name=f"block{stage}_{block}")(features, known)
+        for block in range(self.blocks):
+            features = Block(name=f"block{block}")(features, known)
         features = nn.relu(_norm(features, "norm"))
         mean = _conv3(self.channels, features, "mean", SMALL)
         return mean, _conv3(self.channels, features, "logvar", nn.initializers.zeros)
@@ -156,12 +156,11 @@ class MapDecoder(nn.Module):
         """z: [B, cells, cells, channels], a: [B, 2A] where p(x|y, z) sees them -> [B, H, W, heads]."""
         stages, known = _stages(self.image_shape[0], z.shape[1]), _known(a)
         features = _conv3(self.width * 2 ** (stages - 1), z, "entrance")
-        for stage in range(stages):
-            for block in range(self.blocks):
-                features = Block(self.extra, name=f"block{stage}_{block}")(features, known)
-            features = nn.relu(_norm(features, f"norm{stage}"))
-            if stage < stages - 1:
-                features = Up(self.width * 2 ** (stages - 2 - stage), name=f"conv{stage}")(features)
+        for block in range(self.blocks):
+            features = Block(self.extra, name=f"block{block}")(features, known)
+        features = nn.relu(_norm(features, "norm"))
+        for stage in range(stages - 1):
+            features = nn.relu(Up(self.width * 2 ** (stages - 2 - stage), name=f"conv{stage}")(features))
         return Up(self.heads, self.head_init, name="heads")(features)
 
 

@@ -84,11 +84,8 @@ def find_face(picture: Image.Image, name: pathlib.Path | str, face: int = 0) -> 
 
     Arguments and errors as of `read_photo`.
     """
-    for turn in TURNS:
-        turned = picture.rotate(turn, expand=True) if turn else picture
-        if boxes := detect(turned):
-            break
-    else:
+    turn, boxes = upright(picture)
+    if not boxes:
         raise InputError(f"no face found in {name}, upright or turned; give its rectangle: "
                          "--crop=left,top,width,height in pixels")
     if not 0 <= face < len(boxes):
@@ -99,7 +96,22 @@ def find_face(picture: Image.Image, name: pathlib.Path | str, face: int = 0) -> 
         + places[face] + "".join(f"; --face={i}: {place}" for i, place in enumerate(places[:4]) if i != face))
     if turn:
         note += f"; the photograph was turned by {turn if turn <= 180 else turn - 360} degrees to the left"
-    return turned, lfwcrop(boxes[face]), note
+    return turned(picture, turn), lfwcrop(boxes[face]), note
+
+
+def upright(picture: Image.Image) -> tuple[int, list[Box]]:
+    """Returns by how many degrees to the left a picture is to be turned for faces to be upright, and their boxes, as
+    `detect` has them, in the turned one; 0 and none if there is no face.
+    """
+    for turn in TURNS:
+        if boxes := detect(turned(picture, turn)):
+            return turn, boxes
+    return 0, []
+
+
+def turned(picture: Image.Image, turn: int) -> Image.Image:
+    """Returns a picture turned by so many degrees to the left, a multiple of 90."""
+    return picture.rotate(turn, expand=True) if turn else picture
 
 
 def detect(picture: Image.Image) -> list[Box]:

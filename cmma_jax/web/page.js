@@ -3,8 +3,7 @@
 const $ = (id) => document.getElementById(id);
 
 function make(tag, attributes = {}, ...children) {
-  const made = tag === "svg" || SVG.has(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag)
-    : document.createElement(tag);
+  const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else if (value === true) made.setAttribute(name, "");
@@ -13,7 +12,6 @@ function make(tag, attributes = {}, ...children) {
   made.append(...children);
   return made;
 }
-const SVG = new Set(["circle", "ellipse", "line", "image"]);
 
 // What is wrong, by what it is about: it is shown until that very thing succeeds.
 const troubles = new Map();
@@ -98,7 +96,7 @@ function later(work, milliseconds = 150) {
 
 const about = await ask("api/about");
 const byName = new Map(about.attributes.map((attribute) => [attribute.name, attribute]));
-const state = { tab: "make", seed: 0, shown: 0, made: [], face: null, inferred: {}, ellipses: [], plane: null };
+const state = { tab: "make", seed: 0, shown: 0, made: [], face: null, inferred: {} };
 
 // What a model takes for an attribute: of a binary one yes is 1, no 0, and an intensity takes the way between them so
 // many times; a real-valued one's are deviations from the mean.
@@ -432,18 +430,18 @@ for (const kind of ["pointerdown", "pointermove"]) {
 }
 
 // A photograph: the server finds the face and cuts it; the square can be moved.
-const photo = { file: null, width: 0, height: 0, box: null };
+const photo = { file: null, turn: 0, width: 0, height: 0, box: null };
 
 const askCrop = line(async (signal, box) => {
-  const where = box ? `?left=${box.left}&top=${box.top}&size=${box.size}` : "";
+  const where = box ? `?left=${box.left}&top=${box.top}&size=${box.size}&turn=${photo.turn}` : "";
   const crop = await ask(`api/photo${where}`, photo.file, signal);
   if (!box) {
-    Object.assign(photo, { width: crop.width, height: crop.height, box: crop.box });
+    Object.assign(photo, { turn: crop.turn, width: crop.width, height: crop.height, box: crop.box });
     $("preview").src = crop.preview;
     await $("preview").decode();
     $("cropping").hidden = false;
     $("crop-said").textContent = crop.found === null ? "There is no face detector here (pip install dlib-bin). Move the square to the face: from brows to chin, ear to ear."
-      : crop.found ? "A face was found. Move the square if it is not the one, or not all of it."
+      : crop.found ? `A face was found${crop.turn ? ", the photograph turned" : ""}. Move the square if it is not the one, or not all of it.`
       : "No face was found. Move the square to where it is: from brows to chin, ear to ear.";
     showCrop();
   }
@@ -524,103 +522,6 @@ addEventListener("drop", (event) => {
   takePhoto(event.dataTransfer.files[0]);
 });
 
-// ---- Look inside -----------------------------------------------------------------------------------------------
-
-const COLOURS = ["#c4572e", "#2f7fb5", "#8a6fb0", "#4f9a4a", "#c79a1e", "#b04a7d"];
-const place = [0, 0];
-
-const askPlane = line(async (signal) => {
-  const name = model().name;
-  const plane = await ask(`api/plane?model=${encodeURIComponent(name)}`, undefined, signal);
-  const reach = [0, 1].map((axis) => Math.max(...plane.points.map((point) => Math.abs(point[axis])))), extent = 1.15 * Math.max(...reach);
-  state.plane = { ...plane, extent, name };
-  state.ellipses = [];
-  for (const axis of [1, 2]) Object.assign($(`axis-${axis}`), { min: -extent, max: extent, value: 0 });
-  place[0] = place[1] = 0;
-  const share = plane.shares.map((each) => `${(100 * each).toFixed(0)} %`);
-  const what = `${about.faces_are === "test" ? "Test" : "Generated"} faces at the means of q(z|x).`;
-  $("plane-said").textContent = model().latents === 2 ? `The two latents. ${what} Click to decode a place.`
-    : `The two axes of z along which faces change most: ${share[0]} and ${share[1]} of how z moves pixels. ${what} Click to decode a place.`;
-  showPlane();
-  askDecode();
-  await addEllipse({}, "anything", signal);
-  for (const [title, wanted] of Object.entries(about.presets).slice(0, 2)) {
-    await addEllipse(Object.fromEntries(Object.entries(wanted).map(([each, yes]) => [each, valueOf(each, { yes, intensity: 1 })])), title, signal);
-  }
-});
-
-async function addEllipse(attributes, title, signal) {
-  const ellipse = await ask("api/ellipse", { model: model().name, attributes }, signal);
-  state.ellipses.push({ ...ellipse, title, colour: COLOURS.find((colour) => !state.ellipses.some((each) => each.colour === colour)) ?? COLOURS[0] });
-  showPlane();
-}
-$("add-ellipse").addEventListener("click", line((signal) => addEllipse(wanted.values(), wanted.words() || "anything", signal)));
-
-function showPlane() {
-  const { points, extent } = state.plane, svg = $("plane"), side = extent / 11, marks = [], dots = [];
-  svg.setAttribute("viewBox", `${-extent} ${-extent} ${2 * extent} ${2 * extent}`);
-  marks.push(make("line", { x1: -extent, x2: extent, y1: 0, y2: 0 }), make("line", { x1: 0, x2: 0, y1: -extent, y2: extent }));
-  const taken = [];
-  points.forEach(([a, b], i) => {
-    const free = taken.every(([c, d]) => Math.max(Math.abs(a - c), Math.abs(b - d)) > side);
-    if ($("thumbnails").checked && free) {
-      taken.push([a, b]);
-      marks.push(make("image", { href: `api/faces/${i}`, x: a - side / 2, y: -b - side / 2, width: side, height: side }));
-    } else {
-      dots.push(make("circle", { class: "dot", cx: a, cy: -b, r: extent / 130 }));
-    }
-  });
-  for (const { center, radii, angle, colour } of state.ellipses) {
-    marks.push(make("ellipse", { cx: center[0], cy: -center[1], rx: radii[0], ry: radii[1], stroke: colour, fill: colour,
-      transform: `rotate(${-angle * 180 / Math.PI} ${center[0]} ${-center[1]})` }));
-  }
-  svg.replaceChildren(...dots, ...marks, make("circle", { class: "point", id: "point", r: extent / 55 }));
-  $("ellipses").replaceChildren(...state.ellipses.map((each) => {
-    const swatch = make("span", { class: "swatch" });
-    swatch.style.background = each.colour;
-    return make("li", {}, swatch, make("span", { class: "name" }, each.title), make("button", { "aria-label": `Remove ${each.title}`,
-      onclick: () => { state.ellipses = state.ellipses.filter((other) => other !== each); showPlane(); $("add-ellipse").focus(); } }, "×"));
-  }));
-  showPlace();
-}
-
-function showPlace() {
-  $("point").setAttribute("cx", place[0]);
-  $("point").setAttribute("cy", -place[1]);
-  for (const i of [0, 1]) {
-    $(`axis-${i + 1}`).value = place[i];
-    $(`axis-${i + 1}-said`).textContent = place[i].toFixed(2);
-  }
-}
-
-const askDecode = line(async (signal) => {
-  const { faces } = await ask("api/decode", { model: model().name, place }, signal);
-  const said = `Decoded at ${place.map((each) => each.toFixed(2)).join(", ")}`;
-  show($("decoded"), faces[0], said);
-  $("decoded-caption").textContent = said;
-});
-
-for (const kind of ["pointerdown", "pointermove"]) {
-  $("plane").addEventListener(kind, (event) => {
-    if (!event.buttons || !state.plane) return;
-    event.preventDefault();
-    const { left, top, width } = $("plane").getBoundingClientRect(), { extent } = state.plane;
-    const within = (v) => Math.max(-extent, Math.min(extent, v));
-    place[0] = within((2 * (event.clientX - left) / width - 1) * extent);
-    place[1] = within((1 - 2 * (event.clientY - top) / width) * extent);
-    showPlace();
-    askDecode();
-  });
-}
-for (const i of [0, 1]) {
-  $(`axis-${i + 1}`).addEventListener("input", () => {
-    place[i] = Number($(`axis-${i + 1}`).value);
-    showPlace();
-    askDecode();
-  });
-}
-$("thumbnails").addEventListener("change", showPlane);
-
 // ---- Compare ---------------------------------------------------------------------------------------------------
 
 const askCompared = line(async (signal) => {
@@ -663,10 +564,6 @@ function refresh(moving = false) {
     say(`The ${model().name} cannot encode a face; choose another model above.`, looking);
   } else if (state.tab === "change" && state.face !== null) {
     askEdit(editBody([changes.values()], moving));
-  } else if (state.tab === "inside" && !model().plane) {
-    say(`The ${model().name} has no plane of latents, which are a map; choose another model above.`, looking);
-  } else if (state.tab === "inside" && state.plane?.name !== model().name) {
-    askPlane();
   }
 }
 
@@ -683,11 +580,10 @@ function open(name) {
   }
   $("panel-wanted").hidden = name === "change";
   $("panel-changes").hidden = name !== "change";
-  $("panel-title").textContent = { make: "What the face is to have", change: "What is to change", inside: "An attribute set to draw",
-    compare: "What the faces are to have" }[name];
+  $("panel-title").textContent = { make: "What the face is to have", change: "What is to change", compare: "What the faces are to have" }[name];
   panel().showChips();
-  for (const id of ["made", "edited", "decoded"]) delete $(id).dataset.mini;
-  const large = { make: "made", change: "edited", inside: "decoded" }[name];
+  for (const id of ["made", "edited"]) delete $(id).dataset.mini;
+  const large = { make: "made", change: "edited" }[name];
   seen.disconnect();
   $("mini").hidden = true;
   if (large) {
@@ -746,4 +642,4 @@ $("guidance").value = about.guidance;
 busy(0);
 showPicker();
 showSwipe();
-open(["make", "change", "inside", "compare"].find((name) => location.hash === `#${name}`) ?? "make");
+open(["make", "change", "compare"].find((name) => location.hash === `#${name}`) ?? "make");

@@ -28,14 +28,12 @@ WAITING, SECONDS = 64, 20.0  # requests at a model, and the longest that one may
 PHOTOS_WAITING = 8  # photographs to be decoded, each of 40 megapixels at most
 RANGE = {"binary": (-3.0, 4.0), "real": (-FARTHEST, FARTHEST)}  # of an attribute that is wanted
 HIGHEST_INTENSITY, HIGHEST_TEMPERATURE, HIGHEST_GUIDANCE = 6.0, 2.0, 10.0
-FARTHEST_PLACE, HIGHEST_SEED = 1e4, 2**31 - 1
+HIGHEST_SEED = 2**31 - 1
 IMAGES = tuple(f"image/{name.lower()}" for name in studio.FORMATS)
 FILES = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css"),
          "/page.js": ("page.js", "text/javascript"), "/icon.svg": ("icon.svg", "image/svg+xml"),
          "/api": ("api.html", "text/html"), "/api.js": ("api.js", "text/javascript")}
 
-
-Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 # JSON knows one kind of number: 4.0 is a whole one. It comes after the bounds, which are then the interface's too.
 WHOLE = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
 
@@ -75,29 +73,17 @@ class Box(BaseModel):
 
 
 class Cropped(BaseModel):
-    """A face cut from a photograph; `preview` is the photograph itself, scaled down."""
+    """A face cut from a photograph, turned by so many degrees to the left; `preview` is the photograph, turned
+    and scaled down.
+    """
 
+    turn: int
     width: int
     height: int
     box: Box
     found: bool | None
     face: str
     preview: str | None
-
-
-class PlaneView(BaseModel):
-    """The plane of a model's latents: the faces' places, and each axis's share of how z moves faces."""
-
-    points: list[Pair]
-    shares: Pair
-
-
-class EllipseView(BaseModel):
-    """p(z|attributes) on the plane, at two deviations; the angle is in radians."""
-
-    center: Pair
-    radii: Pair
-    angle: float
 
 
 class AttributeView(BaseModel):
@@ -110,19 +96,13 @@ class AttributeView(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A model: what it can do, and its latents.
-
-    It may encode faces, infer their attributes, have a flow, take guidance, and have a plane of latents, of which there
-    are `latents` where z is a vector, else 0.
-    """
+    """A model: whether it encodes faces, infers their attributes, has a flow, and takes guidance."""
 
     name: str
     encodes: bool
     infers: bool
     flows: bool
     guided: bool
-    plane: bool
-    latents: int
     run: str
 
 
@@ -137,7 +117,7 @@ class About(BaseModel):
     presets: dict[str, dict[str, bool]]
     faces: int
     faces_are: Literal["test", "generated"]
-    range: Pair
+    range: Annotated[list[float], Field(min_length=2, max_length=2)]
     guidance: float
     batch: int
     upload_bytes: int
@@ -171,7 +151,7 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     spec, first = models[0].run.spec, models[0]
     faces = studio.choose_faces(first, test)
     pictures = [studio.to_png(face / np.float32(255)) for face in faces]
-    studios = {model.run.system: studio.open_studio(model, faces) for model in models}
+    studios = {model.run.system: studio.open_studio(model, faces[0]) for model in models}
     files = {path: (resources.files("cmma_jax.web").joinpath(name).read_bytes(), kind)
              for path, (name, kind) in FILES.items()}
     height, width, channels = spec.image_shape
@@ -216,17 +196,6 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
         keep_detail: bool = True
         preview: bool = False
 
-    class Place(Body):
-        """A place on the plane."""
-
-        place: Annotated[list[Annotated[float, Field(ge=-FARTHEST_PLACE, le=FARTHEST_PLACE)]],
-                         Field(min_length=2, max_length=2)]
-
-    class Ellipse(Body):
-        """Attributes whose p(z|attributes) is drawn."""
-
-        attributes: Wanted = {}
-
     app = FastAPI(title="cmma_jax", version="1", docs_url=None, redoc_url=None,
                   description="Faces from attributes. Attributes not named are unknown; a binary one's 0 is no, 1 yes, "
                               "and what lies outside extrapolates; a real-valued one's are deviations from the mean.",
@@ -239,11 +208,6 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
             raise InputError(f"the {name} cannot encode a face; choose another model")
         return studios[name]
 
-    def find_plane(name: str) -> studio.Studio:
-        if find(name).plane is None:
-            raise InputError(f"the {name} has no plane of latents, which are a map; choose a model of vectors")
-        return studios[name]
-
     def face_of(face: int | str) -> np.ndarray:
         if isinstance(face, int):
             return faces[face] / np.float32(255)
@@ -251,9 +215,6 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
 
     def to_pictures(made: np.ndarray) -> Pictures:
         return Pictures(faces=[studio.to_png(face) for face in made])
-
-    def to_view(ellipse: studio.Ellipse) -> EllipseView:
-        return EllipseView(center=list(ellipse.center), radii=list(ellipse.radii), angle=ellipse.angle)
 
     @app.exception_handler(InputError)
     async def cannot(request: Request, error: InputError) -> JSONResponse:
@@ -281,8 +242,7 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
             dataset=spec.dataset, size=[height, width], attributes=attributes,
             groups=[group for group in (*GROUPS, OTHERS) if group in there], presets=presets(spec.attributes),
             models=[ModelView(name=name, encodes=each.encodes, infers=each.model.run.model.attributes is not None,
-                              flows=each.flows, guided=each.model.guided, plane=each.plane is not None,
-                              latents=each.model.run.config.latent_size, run=each.model.run.path.name)
+                              flows=each.flows, guided=each.model.guided, run=each.model.run.path.name)
                     for name, each in studios.items()],
             faces=len(faces), faces_are="generated" if test is None else "test", range=[lowest, highest],
             guidance=GUIDANCE, batch=studio.BATCH, upload_bytes=UPLOAD_BYTES)
@@ -310,43 +270,28 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
         return await queue.run(request, lambda: to_pictures(find(body.model).edit(
             face_of(body.face), body.edits, body.intensity, body.keep_detail, body.preview)))
 
-    @app.get("/api/plane")
-    async def plane(model: Model) -> PlaneView:
-        """The plane of a model's latents: two latents themselves, or the two axes of z that move faces most."""
-        there = find_plane(model).plane
-        assert there is not None  # find_plane has seen to it
-        return PlaneView(points=there.points.tolist(), shares=there.shares.tolist())
-
-    @app.post("/api/decode")
-    async def decode(body: Place, request: Request) -> Pictures:
-        """The face at a place on the plane."""
-        return await queue.run(request, lambda: to_pictures(
-            find_plane(body.model).decode((body.place[0], body.place[1]))))
-
-    @app.post("/api/ellipse")
-    async def ellipse(body: Ellipse, request: Request) -> EllipseView:
-        """p(z|attributes) on the plane."""
-        return await queue.run(request, lambda: to_view(find_plane(body.model).ellipse(body.attributes)))
-
     @app.post("/api/photo", openapi_extra={"requestBody": {"required": True, "content": {
         kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGES}}},
         responses={415: {"model": Problem, "description": "no image of a kind that is taken"}})
     async def photo(request: Request,
                     size: Annotated[float | None, Query(ge=1, le=1e5, allow_inf_nan=False)] = None,
                     left: Annotated[float, Query(ge=-1e5, le=1e5, allow_inf_nan=False)] = 0.0,
-                    top: Annotated[float, Query(ge=-1e5, le=1e5, allow_inf_nan=False)] = 0.0) -> Cropped:
-        """Cuts the face from a photograph, which is kept nowhere: where it is found, or a square that is given."""
+                    top: Annotated[float, Query(ge=-1e5, le=1e5, allow_inf_nan=False)] = 0.0,
+                    turn: Annotated[int, Query(ge=0, le=270, multiple_of=90)] = 0) -> Cropped:
+        """Cuts the face from a photograph, which is kept nowhere: where it is found, turned if it lies on its side, or
+        a square that is given of the photograph turned by `turn` degrees to the left.
+        """
         if request.headers.get("content-type", "").split(";")[0].strip().lower() not in IMAGES:
             raise HTTPException(415, f"expected a photograph, its content-type one of {', '.join(IMAGES)}")
         photo_bytes, box = await request.body(), None if size is None else (left, top, size)
 
         def work() -> Cropped:
             try:
-                crop = studio.read_crop(photo_bytes, height, box)
+                crop = studio.read_crop(photo_bytes, height, box, turn)
             except InputError as error:
                 raise HTTPException(415 if "cannot be decoded" in str(error) else 422, str(error)) from None
             left, top, size = crop.box
-            return Cropped(width=crop.width, height=crop.height, box=Box(left=left, top=top, size=size),
+            return Cropped(turn=crop.turn, width=crop.width, height=crop.height, box=Box(left=left, top=top, size=size),
                            found=crop.found, face=studio.to_png(crop.face),
                            preview=studio.to_url(crop.preview, "JPEG", quality=85) if box is None else None)
 

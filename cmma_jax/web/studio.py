@@ -2,13 +2,9 @@
 
 import base64
 import dataclasses
-import functools
 import io
-import math
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, features
 
@@ -19,10 +15,9 @@ from cmma_jax.models.flow import STEPS
 from cmma_jax.sampling import photos
 from cmma_jax.sampling.attributes import Attributes
 from cmma_jax.sampling.face_model import FaceModel
-from cmma_jax.sampling.faces import decode, encode, in_batches
 
 BATCH = 8  # faces made at once
-SHOWN = 240  # test faces that can be picked, and that lie on the plane
+SHOWN = 240  # test faces that can be picked
 STAND_INS = 48  # faces that the model makes where there are no test faces
 PREVIEW_STEPS = 4  # of a flow's solver while a slider moves
 # Of photographs; Pillow starts other programs for some of the others.
@@ -32,45 +27,19 @@ PREVIEW = 1024  # pixels of a photograph's longer side in which a face is looked
 Wanted = dict[str, float]
 
 
-class Plane(NamedTuple):
-    """Two axes through the latents of faces: those of z itself if J = 2, else the two along which faces change most.
-
-    They are principal axes of z as the decoder weighs it: the first singular vectors of what a step along each latent,
-    one way and the other, changes of the face where the axes cross. The latents by themselves have unit deviation in
-    nearly every direction, so that their own principal axes are those of a few odd faces.
-
-    Attributes:
-      middle: [J] where the axes cross: 0 if J = 2, else the mean of the faces' latents.
-      axes: [2, J] of unit length, orthogonal.
-      shares: [2] of the squares of those changes; of the latents' variance if J = 2.
-      points: [N, 2] the faces' places.
-    """
-
-    middle: np.ndarray
-    axes: np.ndarray
-    shares: np.ndarray
-    points: np.ndarray
-
-
-class Ellipse(NamedTuple):
-    """A Gaussian on the plane, at two deviations: its centre, its half axes, and the first one's angle in radians."""
-
-    center: tuple[float, float]
-    radii: tuple[float, float]
-    angle: float
-
-
 class Crop(NamedTuple):
     """A face cut from a photograph.
 
     Attributes:
-      width, height: of the photograph, upright.
+      turn: degrees to the left by which the photograph was turned, for its face to be upright.
+      width, height: of the photograph so turned.
       box: left, top, size of the square in it.
       found: whether the detector found the face there; None: there is no detector.
       face: [H, W, 3] float32 in [0, 1].
       preview: the photograph, at most PREVIEW pixels wide and high.
     """
 
+    turn: int
     width: int
     height: int
     box: tuple[float, float, float]
@@ -81,7 +50,7 @@ class Crop(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Studio:
-    """A model, with its plane if z is a vector; a face is [H, W, 3] float32 in [0, 1], N faces are [N, H, W, 3].
+    """A model; a face is [H, W, 3] float32 in [0, 1], N faces are [N, H, W, 3].
 
     Attributes that are wanted are {exact name: value}: a binary one's 0 is no and 1 yes, and what lies outside
     extrapolates, as an edit's intensity does; a real-valued one's are deviations from the mean. Setting one resets
@@ -89,7 +58,6 @@ class Studio:
     """
 
     model: FaceModel
-    plane: Plane | None
 
     @property
     def encodes(self) -> bool:
@@ -127,23 +95,6 @@ class Studio:
         return self.model.edit_encoded(x, y, mask, new_y, new_mask, intensity, keep_detail=keep_detail,
                                        steps=_steps(preview, len(edits)))[:len(edits)]
 
-    def decode(self, place: tuple[float, float]) -> np.ndarray:
-        """Returns [1, H, W, 3], the face at a place on the plane."""
-        assert self.plane is not None  # the server asks such a model nothing of a plane
-        z = self.plane.middle + np.asarray(place, np.float32) @ self.plane.axes
-        run = self.model.run
-        return np.asarray(decode(run.model, run.params, z[None], *(a[None] for a in self.model.encode({}))))
-
-    def ellipse(self, wanted: Wanted) -> Ellipse:
-        """Returns p(z|y) on the plane."""
-        assert self.plane is not None
-        y, mask = (a[None] for a in self._settle(wanted, *self.model.encode({})))
-        run = self.model.run
-        center, covariance = _on_plane(run.model, run.params, y, mask, self.plane.middle, self.plane.axes)
-        squares, directions = np.linalg.eigh(np.asarray(covariance, np.float64))
-        return Ellipse(_pair(center), _pair(2 * np.sqrt(np.maximum(squares, 0))),
-                       math.atan2(directions[1, 0], directions[0, 0]))
-
     def _settle(self, wanted: Wanted, y: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         settings, binary = Attributes(self.model.run.spec), self.model.run.spec.binary
         plain = {name: float(value > 0.5) if binary[settings.find(name)] else f"{value}sd"
@@ -158,26 +109,19 @@ def _steps(preview: bool, faces: int) -> int:
     return PREVIEW_STEPS if preview and faces == 1 else STEPS
 
 
-def _pair(values: np.ndarray) -> tuple[float, float]:
-    return float(values[0]), float(values[1])
-
-
-def open_studio(model: FaceModel, faces: np.ndarray) -> Studio:
-    """Returns a model with everything that the page asks of it compiled; faces: [N, H, W, 3] uint8, on its plane."""
-    studio = Studio(model, _plane(model, faces))
+def open_studio(model: FaceModel, face: np.ndarray) -> Studio:
+    """Returns a model with everything that the page asks of it compiled; face: [H, W, 3] uint8, any."""
+    studio = Studio(model)
     ways = [(1, False), (BATCH, False), *([(1, True)] if studio.flows else [])]
     for n, preview in ways:
         for wanted in ({}, {model.attributes[0]: 1.0}) if model.guided else ({},):
             studio.make(wanted, n, 0, 1.0, None, preview)
     if studio.encodes:
-        face = faces[0] / np.float32(255)
+        face = face / np.float32(255)
         studio.infer(face)
         studio.model.reconstruct(face)
         for n, preview in ways:
             studio.edit(face, [{}] * n, 1.0, True, preview)
-    if studio.plane is not None:
-        studio.decode((0.0, 0.0))
-        studio.ellipse({})
     return studio
 
 
@@ -190,13 +134,14 @@ def choose_faces(model: FaceModel, test: Faces | None) -> np.ndarray:
     return np.round(255 * np.concatenate(made)).astype(np.uint8)
 
 
-def read_crop(body: bytes, size: int, box: tuple[float, float, float] | None) -> Crop:
+def read_crop(body: bytes, size: int, box: tuple[float, float, float] | None, turn: int = 0) -> Crop:
     """Returns the face in a photograph; nothing is written anywhere.
 
     Args:
       body: an image file's bytes.
       size: height and width of the model's faces.
       box: left, top, size of the square to cut; None: where the detector finds a face, else the middle.
+      turn: degrees to the left by which the photograph is turned before, where a box is given.
 
     Raises:
       InputError: it is none of FORMATS, is corrupt or too large or too small, or the square lies outside it.
@@ -210,30 +155,31 @@ def read_crop(body: bytes, size: int, box: tuple[float, float, float] | None) ->
         [max(1, round(side * PREVIEW / max(picture.size))) for side in picture.size], reducing_gap=2.0)
     found: bool | None = False
     if box is None:
-        box, found = _find(preview, width / preview.width, size)
-    left, top, side = box
+        turn, box, found = _find(preview, width / preview.width, size)
+    picture, preview = photos.turned(picture, turn), photos.turned(preview, turn)
+    (width, height), (left, top, side) = picture.size, box
     if not (1 <= side <= max(width, height) and 0 <= left + side / 2 <= width and 0 <= top + side / 2 <= height):
         raise InputError(f"the square {left:g},{top:g}, {side:g} wide, lies outside the photograph, which has "
                          f"{width}x{height} pixels, or is larger than it; move it inside")
-    return Crop(width, height, box, found, photos.cut(picture, photos.Box(left, top, side, side), size), preview)
+    return Crop(turn, width, height, box, found, photos.cut(picture, photos.Box(left, top, side, side), size), preview)
 
 
-def _find(preview: Image.Image, scale: float, size: int) -> tuple[tuple[float, float, float], bool | None]:
-    """Returns the square of the largest face, in the photograph's own pixels, and whether there is one; None: there is
-    no detector to say.
+def _find(preview: Image.Image, scale: float, size: int) -> tuple[int, tuple[float, float, float], bool | None]:
+    """Returns how far the photograph is to be turned, the square of the largest face, in the photograph's own pixels
+    once turned, and whether there is one; None: there is no detector to say.
     """
     if preview.size == (size, size):
-        return (0.0, 0.0, float(size)), True  # a face already cropped, as of `photos.read_photo`
+        return 0, (0.0, 0.0, float(size)), True  # a face already cropped, as of `photos.read_photo`
     try:
-        boxes = photos.detect(preview)
+        turn, boxes = photos.upright(preview)
     except InputError:  # no detector: the person places the square
-        boxes = None
+        turn, boxes = 0, None
     if boxes:
         box = photos.lfwcrop(boxes[0])
-        return (box.left * scale, box.top * scale, box.width * scale), True
+        return turn, (box.left * scale, box.top * scale, box.width * scale), True
     side = 0.6 * min(preview.size)
     middle = ((preview.width - side) / 2 * scale, (preview.height - side) / 2 * scale, side * scale)
-    return middle, None if boxes is None else False
+    return 0, middle, None if boxes is None else False
 
 
 def to_png(face: np.ndarray) -> str:
@@ -246,32 +192,3 @@ def to_url(picture: Image.Image, kind: str, **options) -> str:
     encoded = io.BytesIO()
     picture.save(encoded, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded.getvalue()).decode()}"
-
-
-def _plane(model: FaceModel, faces: np.ndarray) -> Plane | None:
-    """Returns the plane of a model whose z is a vector, encoded from faces, else None."""
-    run = model.run
-    if run.model.posterior is None or not run.config.latent_size:
-        return None
-    encoder, decoder = (functools.partial(each, run.model, run.params) for each in (encode, decode))
-    y, mask = (np.repeat(a[None], len(faces), 0) for a in model.encode({}))
-    z = in_batches(encoder, faces / np.float32(255), y, mask)
-    if z.shape[1] == 2:
-        middle, axes = np.zeros(2, np.float32), np.eye(2, dtype=np.float32)
-        shares = z.var(0) / z.var(0).sum()
-    else:
-        middle = z.mean(0)
-        steps = np.concatenate([middle[None] + sign * np.eye(len(middle), dtype=np.float32) for sign in (1, -1)])
-        nothing = (np.repeat(a[:1], len(steps), 0) for a in (y, mask))
-        ahead, behind = np.split(in_batches(decoder, steps, *nothing).reshape(len(steps), -1), 2)
-        squares, directions = np.linalg.eigh((ahead - behind) @ (ahead - behind).T)  # ascending
-        axes, shares = directions[:, :-3:-1].T, squares[:-3:-1] / squares.sum()
-        axes = axes * np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])[:, None]  # either sign is as good
-    return Plane(middle, axes, shares, (z - middle[None]) @ axes.T)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _on_plane(model, params, y, mask, middle, axes) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean [2] and covariance [2, 2] of p(z|y), a Gaussian, on the plane."""
-    p = model.prior(params, y, mask)
-    return axes @ (p.mean[0] - middle), (axes * jnp.exp(p.logvar)) @ axes.T

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import io
 import json
 import pathlib
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import threading
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,11 +28,9 @@ import cmma_jax  # noqa: E402
 from cmma_jax.cli.main import main  # noqa: E402
 from cmma_jax.data import load_dataset  # noqa: E402
 from cmma_jax.errors import InputError  # noqa: E402
-from cmma_jax.models.model import make_model  # noqa: E402
 from cmma_jax.sampling import photos  # noqa: E402
 from cmma_jax.sampling.face_model import GUIDANCE, FaceModel  # noqa: E402
 from cmma_jax.web import Web, guard, load_models, server, studio  # noqa: E402
-from tests.conftest import random_params  # noqa: E402
 
 ADDRESS = "http://127.0.0.1:7860"
 OWN = server.names_of("127.0.0.1")
@@ -98,9 +94,9 @@ def encoded(array, kind="PNG"):
 def test_the_page_says_what_it_has(client, models, test):
     about = client.get("/api/about").json()
     assert [each["name"] for each in about["models"]] == ["cmma", "cgan", "vae"]
-    can = [[each[part] for part in ("encodes", "infers", "flows", "guided", "plane")] for each in about["models"]]
-    assert can == [[True, True, True, True, False], [False] * 5, [True, False, False, False, True]]
-    assert about["guidance"] == GUIDANCE and [each["latents"] for each in about["models"]] == [0, 8, 2]
+    can = [[each[part] for part in ("encodes", "infers", "flows", "guided")] for each in about["models"]]
+    assert can == [[True] * 4, [False] * 4, [True, False, False, False]]
+    assert about["guidance"] == GUIDANCE
     assert about["faces"] == len(test.x) and about["faces_are"] == "test"
     groups = {each["name"]: each["group"] for each in about["attributes"]}
     assert list(groups) == list(models[0].attributes) and groups["Mustache"] == "Beard" and groups["Male"] == "Person"
@@ -174,76 +170,6 @@ def test_a_faces_attributes_are_inferred_and_it_is_reconstructed(client, models,
     assert refused.status_code == 409 and "the cgan cannot encode a face" in refused.json()["error"]
 
 
-def test_the_plane_decodes_a_face_at_its_place(client, models, test):
-    plane = client.get("/api/plane?model=vae").json()
-    points = np.asarray(plane["points"])
-    assert points.shape == (len(test.x), 2)
-    assert min(plane["shares"]) > 0 and sum(plane["shares"]) == pytest.approx(1)
-    here = rounded(models[2].reconstruct(test.x[:4]))
-    for place, face in zip(points[:4].tolist(), here, strict=True):
-        assert close(pictures(client.post("/api/decode", json={"model": "vae", "place": place})), face[None])
-
-
-@pytest.mark.parametrize("path, body", [("decode", {"place": [0, 0]}), ("ellipse", {})])
-def test_a_map_of_latents_has_no_plane(client, path, body):
-    for model, words in (("cmma", "the cmma has no plane"), ("cgan", "the cgan cannot encode a face")):
-        answer = client.post(f"/api/{path}", json={"model": model} | body)
-        assert answer.status_code == 409 and words in answer.json()["error"]
-    assert client.get("/api/plane?model=cmma").status_code == 409
-
-
-@pytest.fixture(scope="module")
-def vector(named_runs):
-    """A CMMA of eight latents."""
-    run = cmma_jax.load(named_runs.parent / "cmma-plane").run
-    config = dataclasses.replace(run.config, latent_size=8)
-    model = make_model(config, run.spec)
-    return FaceModel(run._replace(config=config, model=model, params=random_params(model)))
-
-
-def test_the_axes_are_those_of_the_largest_changes(vector, test):
-    run, plane = vector.run, studio._plane(vector, test.x)
-    y, mask = (a[None] for a in vector.encode({}))
-    rng = np.random.default_rng(0)
-
-    def change(direction):
-        ends = (plane.middle + sign * direction for sign in (1, -1))
-        ahead, behind = (np.asarray(run.model.likelihood(run.params, end[None].astype(np.float32), y, mask).mean)
-                         for end in ends)
-        return float(np.square(np.clip(ahead, 0, 1) - np.clip(behind, 0, 1)).sum())
-
-    assert plane.axes @ plane.axes.T == pytest.approx(np.eye(2), abs=1e-5)
-    assert 0 < plane.shares[1] <= plane.shares[0] and sum(plane.shares) <= 1
-    others = rng.normal(size=(20, 8))
-    others -= others @ plane.axes.T @ plane.axes
-    others /= np.linalg.norm(others, axis=1, keepdims=True)
-    assert change(plane.axes[0]) > np.mean([change(other) for other in others])
-
-
-def test_two_latents_are_the_plane_themselves(named_runs, test):
-    model = cmma_jax.load(named_runs.parent / "cmma-plane")
-    plane = studio._plane(model, test.x)
-    run, (y, mask) = model.run, (a[None] for a in model.encode({}))
-    z = run.model.posterior(run.params, jnp.asarray(test.x[:1]) / 255, y, mask).mean
-    np.testing.assert_allclose(plane.points[:1], z, atol=1e-4)
-    p = run.model.prior(run.params, *(a[None] for a in model.encode({"Male": 1})))
-    ellipse = studio.Studio(model, plane).ellipse({"Male": 1})
-    assert ellipse.center == pytest.approx(np.asarray(p.mean[0]).tolist(), abs=1e-4)
-    assert sorted(ellipse.radii) == pytest.approx(sorted(2 * np.exp(np.asarray(p.logvar[0]) / 2)), rel=1e-4)
-
-
-def test_an_ellipse_holds_what_its_prior_draws(vector, test):
-    plane = studio._plane(vector, test.x)
-    run, (y, mask) = vector.run, (np.repeat(a[None], 4000, 0) for a in vector.encode({"Male": 1}))
-    p = run.model.prior(run.params, y, mask)
-    draws = np.asarray(p.mean) + np.exp(np.asarray(p.logvar) / 2) * np.random.default_rng(0).normal(size=p.mean.shape)
-    points = (draws - plane.middle) @ plane.axes.T
-    ellipse = studio.Studio(vector, plane).ellipse({"Male": 1})
-    turn = np.array([[np.cos(ellipse.angle), np.sin(ellipse.angle)], [-np.sin(ellipse.angle), np.cos(ellipse.angle)]])
-    inside = (np.square((points - ellipse.center) @ turn.T / ellipse.radii).sum(1) < 1).mean()
-    assert inside == pytest.approx(1 - np.exp(-2), abs=4 * np.sqrt(0.135 * 0.865 / 4000))
-
-
 def test_nothing_is_compiled_after_the_start(client, test):
     before = len(TRACES)
     assert before
@@ -279,9 +205,6 @@ WRONG = [
     (EDIT, {"edits": []}, "edits"), (EDIT, {"edits": [{}] * 9}, "edits"), (EDIT, {"intensity": 7}, "intensity"),
     (EDIT, {"face": -1}, "face"), (EDIT, {"face": 10_000}, "face"), (EDIT, {"face": "AAAA"}, "face"),
     (EDIT, {"face": "*" * 1024}, "face"), (EDIT, {"keep_detail": "yes"}, "keep_detail"),
-    (("/api/decode", {"model": "cmma"}), {"place": [0]}, "place"),
-    (("/api/decode", {"model": "cmma"}), {"place": [0, 1e5]}, "place"),
-    (("/api/ellipse", {"model": "cmma"}), {"attributes": {"": 1}}, "attributes"),
 ]
 
 
@@ -328,6 +251,21 @@ def test_a_found_face_is_cropped_in_the_photographs_own_pixels(client, monkeypat
     expected = {"left": 4 * small.left, "top": 4 * small.top, "size": 4 * small.width}
     assert crop["found"] and crop["box"] == pytest.approx(expected)
     assert picture(crop["preview"]).shape == (512, 1024, 3)
+
+
+@pytest.mark.parametrize("turn", photos.TURNS)
+def test_a_photograph_on_its_side_is_turned_and_its_square_moves_in_the_turned_one(client, monkeypatch, turn):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
+    upright = Image.fromarray(noise).rotate(turn, expand=True)
+    monkeypatch.setattr(photos, "detect", lambda seen: [photos.Box(20, 20, 48, 48)] if np.array_equal(
+        np.asarray(seen), np.asarray(upright)) else [])
+    crop = send_photo(client, encoded(noise)).json()
+    assert crop["found"] and crop["turn"] == turn and (crop["width"], crop["height"]) == upright.size
+    expected = photos.cut(upright, photos.lfwcrop(photos.Box(20, 20, 48, 48)), 16)
+    assert close(picture(crop["face"]), rounded(expected))
+    moved = send_photo(client, encoded(noise), left=10, top=15, size=40, turn=turn).json()
+    assert close(picture(moved["face"]), rounded(photos.cut(upright, photos.Box(10, 15, 40, 40), 16)))
+    assert send_photo(client, encoded(noise), size=40, turn=45).status_code == 422
 
 
 def test_photographs_that_are_none(client, here_photos):
@@ -481,8 +419,8 @@ def test_the_page_asks_nobody_else(client):
 
 def test_the_interface_describes_itself(client):
     spec = client.get("/openapi.json").json()
-    assert set(spec["paths"]) == {"/api/about", "/api/make", "/api/look", "/api/edit", "/api/plane", "/api/decode",
-                                  "/api/ellipse", "/api/photo", "/api/faces/{number}", "/api/results"}
+    assert set(spec["paths"]) == {"/api/about", "/api/make", "/api/look", "/api/edit", "/api/photo",
+                                  "/api/faces/{number}", "/api/results"}
     names = spec["components"]["schemas"]["Make"]["properties"]["attributes"]["propertyNames"]["enum"]
     assert "Mustache" in names
     for operations in spec["paths"].values():
@@ -512,7 +450,7 @@ def test_a_full_queue_answers_503(client, monkeypatch):
         each.start()
     try:
         assert full.wait(60)
-        refused = client.post("/api/decode", json={"model": "cmma", "place": [0, 0]})
+        refused = client.post("/api/look", json={"model": "cmma", "face": 0})
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1" and client.get("/api/about").status_code == 200
     finally:
