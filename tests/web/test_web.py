@@ -139,7 +139,7 @@ def test_an_intensity_goes_beyond_the_attribute(client, models):
 
 
 def test_setting_an_attribute_resets_what_contradicts_it(client, models):
-    y, mask = studio.Studio(models[0], None)._settle({"Eyeglasses": 1}, *models[0].encode({}))
+    y, mask = studio.Studio(models[0])._settle({"Eyeglasses": 1}, *models[0].encode({}))
     expected, known = models[0].encode({"Eyeglasses": 1})
     assert y.tolist() == expected.tolist() and mask.tolist() == known.tolist() and mask.sum() == 3
     answer = client.post("/api/make", json={"model": "cmma", "attributes": {"Eyeglasses": 1, "Sunglasses": 2}})
@@ -547,7 +547,7 @@ def test_without_test_faces_the_model_makes_some(models):
 
 def test_real_valued_attributes_are_in_deviations(named_runs):
     model = cmma_jax.load(named_runs.parent / "real-run")
-    y, mask = studio.Studio(model, None)._settle({"Male": 2.0, "Smiling": -1.5}, *model.encode({}))
+    y, mask = studio.Studio(model)._settle({"Male": 2.0, "Smiling": -1.5}, *model.encode({}))
     expected, known = model.encode({"Male": "+2sd", "Smiling": "-1.5sd"})
     np.testing.assert_allclose(y, expected, atol=1e-6)
     assert mask.tolist() == known.tolist()
@@ -609,4 +609,4 @@ def serving(app):
 
 def test_a_contradiction_is_an_input_error(models):
     with pytest.raises(InputError, match="contradict"):
-        studio.Studio(models[0], None).make({"Smiling": 1, "Mouth Closed": 1, "Mouth Wide Open": 1}, 1, 0, 1.0)
+        studio.Studio(models[0]).make({"Smiling": 1, "Mouth Closed": 1, "Mouth Wide Open": 1}, 1, 0, 1.0)
