@@ -1,8 +1,9 @@
-"""What temperature and guidance do to a run's random samples, on validation faces, beside its reconstructions.
+"""What temperature and guidance do to a run's random samples, beside its reconstructions and real faces.
 
     python -m benchmarks.samples --run=runs/cmma-lfw --classifier=runs/classifier-lfw
+    python -m benchmarks.samples --run=lfw --classifier=runs/classifier-lfw --split=test --guidance 1 1.5
 
-A row of the table is a random face for the attributes of each of the first --limit validation faces, from the same
+A row of the table is a random face for the attributes of each of the first --limit faces of the split, from the same
 noise in every row, measured as by evaluate.py; guidance is the scale w, of which 1 is none. The reconstructions' row is
 the best that any prior could do with this decoder; real faces' row is the measures' own floor.
 """
@@ -18,8 +19,7 @@ from cmma_jax.evaluation import table
 from cmma_jax.evaluation.diversity import diversity, generated_faces, reconstructed_faces
 from cmma_jax.training.runs import load_data, load_run
 
-ROWS = {"guidance 1": (1.0, None), "guidance 1.5": (1.0, 1.5), "guidance 2": (1.0, 2.0), "guidance 3": (1.0, 3.0),
-        "guidance 1, temperature 0.85": (0.85, None), "guidance 1, temperature 0.7": (0.7, None)}
+SHOWN = ("Male", "Eyeglasses", "Sunglasses", "Smiling", "Mustache", "Senior", "Wearing Lipstick", "Asian", "Black")
 
 
 def main(argv: list[str]) -> int:
@@ -28,25 +28,33 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--run", default="lfw", help="a run's folder, or the name of a shipped model")
     parser.add_argument("--data_dir", default="", help="empty: the run's own")
     parser.add_argument("--classifier", default="", help="a classifier's folder; empty: none")
-    parser.add_argument("--limit", type=int, default=1000, help="validation faces")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="choose on validation")
+    parser.add_argument("--limit", type=int, default=2000, help="faces of it at most")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0], help="scales, 1 for none")
+    parser.add_argument("--temperature", type=float, nargs="*", default=[0.85], help="of the noise, without guidance")
     options = parser.parse_args(argv)
     run = load_run(options.run)
     data = load_data(run, options.data_dir)
-    faces = Faces(*(a[:options.limit] for a in data.validation))
+    faces = Faces(*(a[:options.limit] for a in getattr(data, options.split)))
     tools = evaluate.find_tools(evaluate.Arguments(parzen=True, classifier=options.classifier), data, faces)
     real = faces.x / np.float32(255)
 
-    rows = {}
-    for name, (temperature, guidance) in ROWS.items():
-        if guidance is None or run.model.velocity is not None:
-            rows[name] = generated_faces(run.model, run.params, faces, 0, temperature, guidance)
+    ways = {f"guidance {scale:g}": (1.0, scale if scale != 1 else None) for scale in options.guidance
+            if scale == 1 or run.model.velocity is not None}
+    ways |= {f"temperature {each:g}": (each, None) for each in options.temperature}
+    rows = {name: generated_faces(run.model, run.params, faces, 0, *way) for name, way in ways.items()}
     rows["reconstructions"] = reconstructed_faces(run.model, run.params, faces)
     rows["real faces"] = real
     found = {}
     for name, made in rows.items():
         found[name] = evaluate.look(made, faces, tools, name == "real faces")
         found[name]["diversity"] = (diversity(made, real), None)
-    print(table.to_markdown(found))
+    print(f"{run.path}, {faces.size:,} {options.split} faces\n\n{table.to_markdown(found)}")
+    if tools.classifier:
+        print("accuracy of single attributes")
+        for attribute in SHOWN:
+            rates = [figures.get(f"accuracy {attribute}") for figures in found.values()]
+            print(f"| {attribute} | " + " | ".join(f"{rate[0]:.3f}" for rate in rates if rate) + " |")
     return 0
 
 

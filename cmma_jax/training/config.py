@@ -41,7 +41,7 @@ class Config(Architecture):
     run_dir: str = ""
     """Where checkpoints and records go; empty: runs/<model>-<dataset>."""
 
-    epochs: int = 10
+    epochs: int = 8
     """Passes over the training faces of the first stage, which trains f, g, h and h2 by the bound; a finished run goes
     on when this grows, if it has no flow, which belongs to the latents that it was trained on."""
     flow_epochs: int = 60
