@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import shlex
 import sys
 from typing import NoReturn, cast
 
@@ -163,7 +164,7 @@ def report(run: Run, data: Dataset, say) -> None:
     say(f"best checkpoint   {run.path / (FLOW if model.velocity else FIRST) / str(run.step)}\n"
         f"pictures          {run.path / 'grids'}\n"
         f"next              python -m cmma_jax evaluate --parzen --dataset={run.config.dataset} compares the runs\n"
-        f"                  python -m cmma_jax generate --run={run.path} --n=16 makes faces")
+        f"                  python -m cmma_jax generate --run={shlex.quote(str(run.path))} --n=16 makes faces")
 
 
 def train_seeds(config: Config, program: str = PROGRAM) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shlex
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -284,7 +285,7 @@ def load_classifier(path: str | pathlib.Path, spec: Spec) -> Classifier:
       InputError: there is none, it is damaged, or it is for other faces or attributes.
     """
     path = classifier_path(path)
-    again = f"{COMMAND} --dataset={spec.dataset.split()[0]} --data_dir=DIR --out={path.parent}"
+    again = f"{COMMAND} --dataset={spec.dataset.split()[0]} --data_dir=DIR --out={shlex.quote(str(path.parent))}"
     if not path.is_file():
         raise InputError(f"no classifier in {path}; make one: {again}")
     try:

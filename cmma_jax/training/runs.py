@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shlex
 from typing import NamedTuple
 
 import jax
@@ -61,7 +62,8 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
         file = path if path.is_file() else shipped().get(str(path))
         if file is None:
             raise InputError(f"no run in {path}, nor does a model of that name come with the package (it has: "
-                             f"{', '.join(shipped()) or 'none'}); train one: python -m cmma_jax train --run_dir={path}")
+                             f"{', '.join(shipped()) or 'none'}); train one: python -m cmma_jax train "
+                             f"--run_dir={shlex.quote(str(path))}")
         return Run(file, *read_compact(file))
     flow = has_checkpoints(path / FLOW)
     with open_checkpoints(path / (FLOW if flow else FIRST)) as checkpoints:
