@@ -234,7 +234,8 @@ def _autoencoder(architecture: Architecture, spec: Spec, sees_x: bool = False, s
         return networks(max(1, 1 + round((wanted - few) / (more - few))), sees_x, sees_z)
     few, more = (count(networks(extra, sees_x, sees_z)) for extra in (0, 1))
     extra = round((wanted - few) / max(1, more - few))
-    return networks(max(1 - width, extra), sees_x, sees_z)  # of the narrowest blocks a channel is left
+    channels = width * spec.image_shape[0] // shape[0] // 2
+    return networks(max(1 - channels, extra), sees_x, sees_z)  # a channel at least is left inside a block
 
 
 def _posterior(spec: Spec, networks: dict[str, tuple], encode: Callable[..., jax.Array] | None) -> Callable:
