@@ -20,6 +20,7 @@ from cmma_jax.cli import evaluate, train
 from cmma_jax.data.dataset import Dataset
 from cmma_jax.evaluation.diversity import diversity, generated_faces, reconstructed_faces
 from cmma_jax.evaluation.embeddings import embed_dlib, frechet_distance
+from cmma_jax.evaluation.tools import Tools, look
 from cmma_jax.models.model import count_parameters
 from cmma_jax.training.records import read_metrics
 from cmma_jax.training.runs import load_data, load_run
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
         data = load_data(load_run(run_dir))
         arguments = evaluate.Arguments(parzen=True, classifier=options.classifier, runs_dir=options.runs_dir,
                                        split="validation", bound_faces=options.bound_faces, iwae=1)
-        tools = tools or evaluate.find_tools(arguments, data, data.validation)
+        tools = tools or evaluate.tools_of(arguments, data, data.validation)
         rows[name] = measure(run_dir, data, tools, arguments)
         print(f"{name}: {json.dumps(rows[name])}", flush=True)
         command = ("python -m benchmarks.ablation " + " ".join(
@@ -72,12 +73,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measure(run_dir: pathlib.Path, data: Dataset, tools: evaluate.Tools,
+def measure(run_dir: pathlib.Path, data: Dataset, tools: Tools,
             arguments: evaluate.Arguments) -> dict[str, float]:
     """Returns a row's figures on validation faces, with the minutes of its training."""
     run, faces = load_run(run_dir), data.validation
     real, made = faces.x / np.float32(255), generated_faces(run.model, run.params, faces)
-    figures = evaluate.measure_bound(run, faces, arguments) | evaluate.look(made, faces, tools)
+    figures = evaluate.measure_bound(run, faces, arguments) | look(made, faces, tools)
     found = {name: value for name, (value, _) in figures.items() if " " not in name}
     found |= {"parameters": count_parameters(run.params), "diversity": diversity(made, real),
               "minutes": sum(record["seconds"] for record in read_metrics(run_dir)) / 60}

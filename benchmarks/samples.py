@@ -13,10 +13,10 @@ import sys
 
 import numpy as np
 
-from cmma_jax.cli import evaluate
 from cmma_jax.data.dataset import Faces
 from cmma_jax.evaluation import table
 from cmma_jax.evaluation.diversity import diversity, generated_faces, reconstructed_faces
+from cmma_jax.evaluation.tools import find_tools, look
 from cmma_jax.training.runs import load_data, load_run
 
 SHOWN = ("Male", "Eyeglasses", "Sunglasses", "Smiling", "Mustache", "Senior", "Wearing Lipstick", "Asian", "Black")
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="lfw", help="a run's folder, or the name of a shipped model")
     parser.add_argument("--data_dir", default="", help="empty: the run's own")
-    parser.add_argument("--classifier", default="", help="a classifier's folder; empty: none")
+    parser.add_argument("--classifier", default="", help="its folder; empty: runs/classifier-lfw if it is there")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="choose on validation")
     parser.add_argument("--limit", type=int, default=2000, help="faces of it at most")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0], help="scales, 1 for none")
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     run = load_run(options.run)
     data = load_data(run, options.data_dir)
     faces = Faces(*(a[:options.limit] for a in getattr(data, options.split)))
-    tools = evaluate.find_tools(evaluate.Arguments(parzen=True, classifier=options.classifier), data, faces)
+    tools = find_tools(options.classifier or "runs/classifier-lfw", bool(options.classifier), data.spec, faces, print)
     real = faces.x / np.float32(255)
 
     ways = {f"guidance {scale:g}": (1.0, scale if scale != 1 else None) for scale in options.guidance
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     rows["real faces"] = real
     found = {}
     for name, made in rows.items():
-        found[name] = evaluate.look(made, faces, tools, name == "real faces")
+        found[name] = look(made, faces, tools, name == "real faces")
         found[name]["diversity"] = (diversity(made, real), None)
     print(f"{run.path}, {faces.size:,} {options.split} faces\n\n{table.to_markdown(found)}")
     if tools.classifier:

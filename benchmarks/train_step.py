@@ -29,7 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.noise import ATTRIBUTES, as_dataset, noise, training
 from cmma_jax.data.dataset import Dataset, call_rows
 from cmma_jax.models.model import DROPOUT, count_parameters
-from cmma_jax.models.networks import HEAD, HIGHEST_TIME, KNOWN, LOWEST_TIME, PATCH, TIMES, product
+from cmma_jax.models.networks import KNOWN
+from cmma_jax.models.transformer import HEAD, HIGHEST_TIME, LOWEST_TIME, PATCH, TIMES, product
 from cmma_jax.training.config import Config
 from cmma_jax.training.stages import PARTLY, WHOLLY
 

@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import zlib
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,18 +15,16 @@ from cmma_jax.cli import command_line
 from cmma_jax.data.dataset import Dataset, Faces, spread, spread_rows
 from cmma_jax.data.files import make_folder, read_lines
 from cmma_jax.errors import InputError
-from cmma_jax.evaluation import baselines, detection, editing, embeddings, flows, table
+from cmma_jax.evaluation import baselines, editing, embeddings, flows, table
 from cmma_jax.evaluation.classifier import (
     COMMAND,
     VISIBLE_AUC,
     Classifier,
-    classifier_path,
-    load_classifier,
     predict,
-    scores,
 )
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import Sampler, files, model_sampler, parzen
+from cmma_jax.evaluation.tools import Tools, find_tools, look
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS
 from cmma_jax.models.model import count_parameters
@@ -56,20 +54,6 @@ FLOW_BATCH = {"cpu": 10}  # faces of it at once, between two records of what is 
 PACE_SAMPLES = 20  # of a flow, by which the time of its Parzen estimate is estimated beforehand
 SIGMA_FACES = 50  # validation faces on which a Parzen window's sigma is chosen
 PARZEN_SAMPLES = {"cpu": 1000}  # a GPU or TPU takes 10,000, the convention; 2 CPU cores would take hours for it
-
-
-class Tools(NamedTuple):
-    """What looks at generated faces, where it is there.
-
-    Attributes:
-      classifier: an attribute classifier.
-      embedded: [N, 128] embeddings of the real faces; faces generated for one half are compared with the other.
-      detector: whether a face detector is installed.
-    """
-
-    classifier: Classifier | None
-    embedded: np.ndarray | None
-    detector: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +133,7 @@ def evaluate(arguments: Arguments) -> None:
                          faces, arguments)
         return
     samples = arguments.samples or PARZEN_SAMPLES.get(jax.default_backend(), 10_000)
-    tools = find_tools(arguments, data, faces)
+    tools = tools_of(arguments, data, faces) if arguments.parzen else Tools(None, None, False)
     print(f"{data.spec.dataset}, {arguments.split}, {faces.size:,} faces; K = {arguments.iwae}"
           + (f"; Parzen: N = {samples:,}, {min(arguments.limit, faces.size)} faces, sigma chosen on "
              f"{min(SIGMA_FACES, data.validation.size)} validation faces" if arguments.parzen else ""), flush=True)
@@ -202,7 +186,7 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
              if run.model.posterior and (named or run.config.model != "vae")}
     if not first:
         raise InputError("edits need a CMMA or a CVAE; train one: python -m cmma_jax train --model=cmma")
-    tools = find_tools(arguments, data, faces)
+    tools = tools_of(arguments, data, faces)
     if tools.classifier is None:
         raise InputError("edits are measured by a classifier; make one: "
                          f"{COMMAND} --dataset={data.spec.dataset}")
@@ -376,52 +360,10 @@ def measure_baselines(data: Dataset, faces: Faces, arguments: Arguments, samples
     return rows
 
 
-def find_tools(arguments: Arguments, data: Dataset, faces: Faces) -> Tools:
-    """Returns the tools that there are; says how to get those that there are not."""
-    if not (arguments.parzen or arguments.editing):
-        return Tools(None, None, False)
-    path = classifier_path(arguments.classifier or pathlib.Path(arguments.runs_dir)
-                           / f"classifier-{data.spec.dataset.replace('/', '-')}")
-    classifier = None
-    if arguments.classifier or path.exists():
-        classifier = load_classifier(path, data.spec)
-        names = [name for name, seen in zip(classifier.attributes, classifier.visible, strict=True) if seen]
-        print(f"classified by {len(names)} attributes, with an AUC of {VISIBLE_AUC} or more on real faces: "
-              + ", ".join(names))
-    elif data.spec.kind != "real":
-        print(f"no classifier in {path}; make one: {COMMAND} --dataset={data.spec.dataset} --data_dir=DIR")
-    embedded = _unless_missing(embeddings.embed_dlib, faces.x / np.float32(255))
-    return Tools(classifier, embedded, _unless_missing(detection.detected, faces.x[:1] / np.float32(255)) is not None)
-
-
-def _unless_missing(function, x: np.ndarray) -> np.ndarray | None:
-    """Returns function(x), or None and a word why where what it needs is not installed."""
-    try:
-        return function(x)
-    except InputError as error:
-        print(f"left out: {error}")
-        return None
-
-
-def look(x: np.ndarray, faces: Faces, tools: Tools, real: bool = False) -> table.Figures:
-    """Returns what the tools say of faces x made for the attributes of a set, or of that set itself."""
-    found: table.Figures = {}
-    if tools.classifier:
-        scored = scores(tools.classifier, x, faces.y, faces.mask)
-        found |= {name: (scored[name], scored[f"{name}_stderr"]) for name in ("accuracy", "cosine")}
-        found |= {f"accuracy {name}": (value, None) for name, value in scored["per_attribute"].items()}
-    if tools.embedded is not None:
-        # Halves for all: a Frechet distance falls with the number of faces, and the floor is that of two halves.
-        if real:
-            found |= {"fd_dlib": embeddings.fd_floor(tools.embedded, 0), "identities": (1.0, None)}
-        else:
-            embedded = embeddings.embed_dlib(x[::2])
-            found |= {"fd_dlib": (embeddings.frechet_distance(embedded, tools.embedded[1::2]), None),
-                      "identities": (embeddings.identity_diversity(embedded, tools.embedded[::2]), None)}
-    if tools.detector:
-        accepted = detection.detected(x)
-        found["detected"] = (float(accepted.mean()), float(accepted.std() / len(x) ** 0.5))
-    return found
+def tools_of(arguments: Arguments, data: Dataset, faces: Faces) -> Tools:
+    """Returns the tools that there are, with the classifier that was asked for, or the one beside the runs."""
+    place = pathlib.Path(arguments.runs_dir) / f"classifier-{data.spec.dataset.replace('/', '-')}"
+    return find_tools(arguments.classifier or place, bool(arguments.classifier), data.spec, faces, print)
 
 
 def parse(argv: list[str], program: str = "evaluate.py") -> Arguments:

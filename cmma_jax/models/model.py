@@ -29,9 +29,9 @@ from cmma_jax.models.networks import (
     VectorAttributes,
     VectorDecoder,
     VectorEncoder,
-    VelocityNetwork,
 )
 from cmma_jax.models.spec import Spec
+from cmma_jax.models.transformer import VelocityNetwork
 
 Params = dict
 

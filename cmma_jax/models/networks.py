@@ -1,16 +1,14 @@
-"""The networks f, g, h, h2, the flow's velocity and the discriminator in Flax Linen: they know shapes, not losses.
+"""The networks f, g, h, h2 and the discriminator in Flax Linen: they know shapes, not losses.
 
 Attributes reach them encoded: `a`, [B, 2A], the values with holes at 0 beside the mask of the known ones.
 Faces reach them centred on the mean face and scaled to unit deviation. Heads start at zero, so that a new
 model says: mean face, the data's own spread, z ~ N(0, I); those of a map's mean and of a mixture nearly so, as a map
-that says nothing would go on saying nothing for an epoch, and a mixture's parts would stay alike. Parameters and
-features are float32; the factors of the transformer's products may be rounded to bfloat16 (`product`).
+that says nothing would go on saying nothing for an epoch, and a mixture's parts would stay alike. All is float32.
 
 z is a map, [B, cells, cells, channels], or a vector, [B, J], whose networks are the paper's (Fig. 5).
 """
 
 import math
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -21,10 +19,6 @@ SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
 STAGES = 4  # of the networks of a vector: 64 x 64 -> 4 x 4
 KNOWN = 64  # features of the attributes by which blocks are shifted and scaled
 GROUP = 4  # faces that a discriminator compares with one another
-PATCH = 2  # cells on a side of a token
-HEAD = 64  # features of an attention head
-TIMES = 32  # frequencies by which the velocity sees the time
-LOWEST_TIME, HIGHEST_TIME = 1.0, 1000.0  # radians over the unit of time
 
 
 def _down(features: int, x: jax.Array, name: str) -> jax.Array:
@@ -74,7 +68,7 @@ class Block(nn.Module):
         size = x.shape[-1]
         features = _norm(x)
         if known is not None:
-            scale, shift = jnp.split(_head(2 * size, "known")(known)[:, None, None], 2, -1)
+            scale, shift = jnp.split(zero_dense(2 * size, "known")(known)[:, None, None], 2, -1)
             features = (1 + scale) * features + shift
         features = nn.relu(_conv3(size + self.extra, nn.relu(features), "conv0"))
         return x + _conv3(size, features, "conv1", nn.initializers.zeros)
@@ -84,7 +78,8 @@ def _norm(x: jax.Array, name: str | None = None) -> jax.Array:
     return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), name=name)(x)
 
 
-def _head(features: int, name: str) -> nn.Dense:
+def zero_dense(features: int, name: str) -> nn.Dense:
+    """Returns a layer that says 0 at the start."""
     return nn.Dense(features, kernel_init=nn.initializers.zeros, name=name)
 
 
@@ -102,7 +97,7 @@ class PriorNetwork(nn.Module):
     def __call__(self, a: jax.Array) -> tuple[jax.Array, jax.Array]:
         """a: [B, 2A] -> two [B, J]."""
         features = nn.softplus(nn.Dense(self.hidden, name="hidden")(a))
-        return _head(self.latents, "mean")(features), _head(self.latents, "logvar")(features)
+        return zero_dense(self.latents, "mean")(features), zero_dense(self.latents, "logvar")(features)
 
 
 class MapEncoder(nn.Module):
@@ -183,111 +178,7 @@ class MapAttributes(nn.Module):
             if features.shape[1] % 2 == 0:
                 features = nn.relu(_down(self.width * 2**stage, features, f"conv{stage}"))
         features = nn.relu(nn.Dense(4 * self.width, name="hidden")(features.reshape(len(z), -1)))
-        return tuple(jnp.split(_head(self.heads * self.attributes, "heads")(features), self.heads, -1))
-
-
-class VelocityNetwork(nn.Module):
-    """The flow's velocity: a transformer over tokens of PATCH x PATCH cells (Peebles and Xie 2023, adaLN-zero).
-
-    Time and attributes shift, scale and gate each block, whose own layers need no bias beside a shift. At the start it
-    says 0. The units of a feed-forward layer are squared ReLUs (So et al. 2021), of which dropout leaves out some of a
-    face's, the same in all of its tokens.
-
-    Attributes:
-      width: features of a token, a multiple of HEAD.
-      blocks: of attention and a feed-forward layer.
-      precision: of the factors of the blocks' products (`product`).
-    """
-
-    width: int
-    blocks: int
-    precision: str = "float32"
-
-    @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, a: jax.Array, keep: Sequence[jax.Array] | None = None) -> jax.Array:
-        """z: [B, cells, cells, C] of unit deviation, t: [B] in [0, 1], a: [B, 2A] -> [B, cells, cells, C].
-
-        keep: `blocks` arrays [B, 4 width], factors on the feed-forward units: dropout's; None: all are kept.
-        """
-        batch, rows, columns, channels = z.shape
-        steps = jnp.linspace(math.log(LOWEST_TIME), math.log(HIGHEST_TIME), TIMES)
-        angles = t[:, None] * jnp.exp(steps)[None]
-        known = nn.Dense(self.width, name="time")(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1))
-        known = nn.silu(known + nn.Dense(self.width, name="attributes")(a))
-        known = nn.silu(nn.Dense(self.width, name="known")(known))
-        tokens = z.reshape(batch, rows // PATCH, PATCH, columns // PATCH, PATCH, channels).swapaxes(2, 3)
-        tokens = tokens.reshape(batch, -1, PATCH * PATCH * channels)
-        places = self.param("places", nn.initializers.normal(0.02), (1, tokens.shape[1], self.width))
-        tokens = nn.Dense(self.width, name="entrance")(tokens) + places
-        for block in range(self.blocks):
-            tokens = TransformerBlock(self.precision, name=f"block{block}")(
-                tokens, known, None if keep is None else keep[block])
-        shift, scale = jnp.split(_head(2 * self.width, "modulation")(known)[:, None], 2, -1)
-        tokens = _layer_norm(tokens) * (1 + scale) + shift
-        tokens = _head(PATCH * PATCH * channels, "velocity")(tokens)
-        tokens = tokens.reshape(batch, rows // PATCH, columns // PATCH, PATCH, PATCH, channels).swapaxes(2, 3)
-        return tokens.reshape(z.shape)
-
-
-class TransformerBlock(nn.Module):
-    """Attention, then a feed-forward layer, each beside an identity, shifted, scaled and gated by what is known."""
-
-    precision: str = "float32"
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array, known: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-        """tokens: [B, N, D], known: [B, D], keep: [B, 4D] or None -> [B, N, D]."""
-        batch, count, width = tokens.shape
-
-        def dense(features: int, tokens: jax.Array, name: str) -> jax.Array:
-            layer = nn.Dense(features, use_bias=False, dot_general=_FACTORS[self.precision], name=name)
-            # As one product of two matrices: its gradient is two more.
-            return layer(tokens.reshape(batch * count, -1)).reshape(batch, count, features)
-
-        modulation = _head(6 * width, "modulation")(known)[:, None]
-        shift0, scale0, gate0, shift1, scale1, gate1 = jnp.split(modulation, 6, -1)
-        features = _layer_norm(tokens) * (1 + scale0) + shift0
-        mixed = dense(3 * width, features, "queries_keys_values")
-        query, key, value = jnp.split(mixed.reshape(batch, count, 3 * width // HEAD, HEAD), 3, 2)
-        heard = jax.nn.dot_product_attention(query, key, value).reshape(tokens.shape)
-        tokens += gate0 * dense(width, heard, "heard")
-        features = _layer_norm(tokens) * (1 + scale1) + shift1
-        features = jnp.square(nn.relu(dense(4 * width, features, "forward0")))
-        if keep is not None:
-            features *= keep[:, None]
-        return tokens + gate1 * dense(width, features, "forward1")
-
-
-def _layer_norm(x: jax.Array) -> jax.Array:
-    return nn.LayerNorm(use_bias=False, use_scale=False)(x)
-
-
-@jax.custom_vjp
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a: [M, K], b: [K, N] -> [M, N] float32, the factors rounded to bfloat16, of gradients too, the sums float32.
-
-    Processors that multiply bfloat16 do so up to several times as fast. By XLA's own rule for the gradient the factors
-    of its two products would be one of each type, for which they have no instruction.
-    """
-    return _product_forward(a, b)[0]
-
-
-def _contract(a: jax.Array, b: jax.Array, axis: int, other: int) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((axis,), (other,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _product_forward(a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    return _contract(a, b, 1, 0), (a, b)
-
-
-def _product_backward(factors: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
-    (a, b), slope = factors, slope.astype(jnp.bfloat16)
-    return _contract(slope, b, 1, 1), _contract(a, slope, 0, 0)
-
-
-product.defvjp(_product_forward, _product_backward)
-_FACTORS = {"float32": None, "bfloat16": lambda a, b, *_, **__: product(a, b)}  # as nn.Dense takes a product
+        return tuple(jnp.split(zero_dense(self.heads * self.attributes, "heads")(features), self.heads, -1))
 
 
 def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation) -> jax.Array:
@@ -312,7 +203,7 @@ class VectorEncoder(nn.Module):
     def __call__(self, x: jax.Array, a: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """x: [B, H, W, 3] centred and scaled, a: [B, 2A], or None in a VAE -> two [B, J]."""
         features = _image_features(x, a, self.width, nn.relu)
-        return _head(self.latents, "mean")(features), _head(self.latents, "logvar")(features)
+        return zero_dense(self.latents, "mean")(features), zero_dense(self.latents, "logvar")(features)
 
 
 class DiscriminatorNetwork(nn.Module):
@@ -387,4 +278,4 @@ class VectorAttributes(nn.Module):
     def __call__(self, z: jax.Array) -> tuple[jax.Array, ...]:
         """z: [B, J] -> `heads` arrays [B, A]."""
         features = nn.softplus(nn.Dense(self.hidden, name="hidden")(z))
-        return tuple(jnp.split(_head(self.heads * self.attributes, "heads")(features), self.heads, -1))
+        return tuple(jnp.split(zero_dense(self.heads * self.attributes, "heads")(features), self.heads, -1))

@@ -22,9 +22,10 @@ from cmma_jax.models.model import (
     encode_attributes,
     make_model,
 )
-from cmma_jax.models.networks import GROUP, Up, VelocityNetwork, product
+from cmma_jax.models.networks import GROUP, Up
 from cmma_jax.models.objectives import elbo
 from cmma_jax.models.spec import Spec
+from cmma_jax.models.transformer import VelocityNetwork, product
 from cmma_jax.training.config import Config, default, paper
 
 MAP, VECTOR = {"prior": "gaussian"}, {"prior": "gaussian", "latent_size": 6}
