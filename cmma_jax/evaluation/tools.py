@@ -1,4 +1,4 @@
-"""What looks at generated faces: an attribute classifier, a face embedding and a face detector, where they are there."""
+"""What looks at generated faces: an attribute classifier, a face embedding and a detector, where they are there."""
 
 import pathlib
 from collections.abc import Callable
