@@ -20,6 +20,7 @@ from cmma_jax.models.distributions import (
 )
 from cmma_jax.models.networks import (
     GROUP,
+    PIXELS,
     SMALL,
     DiscriminatorNetwork,
     MapAttributes,
@@ -40,6 +41,7 @@ Params = dict
 PIXEL_LOGVAR_FLOOR = -13.567
 LOG_SCALE_FLOOR = math.log(1 / 255) - 2.5  # at which a value has all of its interval's mass but e^-6
 START_LOG_SCALE = -2.0  # of a new mixture, of the data's own
+START_LOGVAR = -2.0  # of a new Gaussian pixel where z is a map, which soon says more than the mean face
 ATTRIBUTE_LOGVAR_FLOOR = -4.0  # a standardised attribute is not known better than to 0.135 of its deviation
 DROPOUT = 0.1  # of the velocity's feed-forward units, while it is trained
 
@@ -209,7 +211,7 @@ def _autoencoder(architecture: Architecture, spec: Spec, sees_x: bool = False, s
     width = architecture.width
     mixture = architecture.likelihood == "logistic_mixture"
     heads = 10 * architecture.components if mixture else 6
-    head_init = SMALL if mixture else nn.initializers.zeros
+    head_init = SMALL if mixture else nn.initializers.zeros if len(shape) == 1 else PIXELS
 
     def networks(more: int, sees_x: bool, sees_z: bool) -> dict[str, tuple]:
         if len(shape) == 1:
@@ -252,7 +254,9 @@ def _likelihood(architecture: Architecture, spec: Spec, networks: dict[str, tupl
                 encode: Callable[..., jax.Array] | None) -> Callable:
     """Returns p(x|z), which sees y where there is an encode: given z, a CMMA's face does not depend on it."""
     g, example, _ = networks["g"]
-    pixels = _mixture if architecture.likelihood == "logistic_mixture" else _pixel_gaussian
+    start = 0.0 if architecture.latent_size else START_LOGVAR
+    pixels = (_mixture if architecture.likelihood == "logistic_mixture" else
+              functools.partial(_pixel_gaussian, start=start))
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian | LogisticMixture:
         z = z.reshape(len(z), *example.shape[1:])
@@ -288,11 +292,11 @@ def _scaled(x: jax.Array, spec: Spec) -> jax.Array:
     return (x - jnp.asarray(spec.mean_face)[None]) / spec.pixel_std
 
 
-def _pixel_gaussian(spec: Spec, heads: jax.Array) -> Gaussian:
-    """heads: [B, H, W, 6]."""
+def _pixel_gaussian(spec: Spec, heads: jax.Array, start: float) -> Gaussian:
+    """heads: [B, H, W, 6]; start: log-variance, of the data's own, where they are 0."""
     mean, logvar = jnp.split(heads, 2, -1)
     mean = jnp.asarray(spec.mean_face)[None] + spec.pixel_std * mean
-    return Gaussian(mean, jnp.maximum(2 * jnp.log(spec.pixel_std) + logvar, PIXEL_LOGVAR_FLOOR))
+    return Gaussian(mean, jnp.maximum(2 * jnp.log(spec.pixel_std) + start + logvar, PIXEL_LOGVAR_FLOOR))
 
 
 def _mixture(spec: Spec, heads: jax.Array) -> LogisticMixture:

@@ -2,8 +2,9 @@
 
 Attributes reach them encoded: `a`, [B, 2A], the values with holes at 0 beside the mask of the known ones.
 Faces reach them centred on the mean face and scaled to unit deviation. Heads start at zero, so that a new
-model says: mean face, the data's own spread, z ~ N(0, I); those of a map's mean and of a mixture nearly so, as a map
-that says nothing would go on saying nothing for an epoch, and a mixture's parts would stay alike. All is float32.
+model says: mean face, the data's own spread, z ~ N(0, I); those of a map's mean, of its pixels and of a mixture nearly
+so, as a map that says nothing would go on saying nothing for an epoch, and a mixture's parts would stay alike. All is
+float32.
 
 z is a map, [B, cells, cells, channels], or a vector, [B, J], whose networks are the paper's (Fig. 5).
 """
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 HE_NORMAL = nn.initializers.he_normal()
 SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
+PIXELS = nn.initializers.variance_scaling(0.04, "fan_in", "normal")
 STAGES = 4  # of the networks of a vector: 64 x 64 -> 4 x 4
 KNOWN = 64  # features of the attributes by which blocks are shifted and scaled
 GROUP = 4  # faces that a discriminator compares with one another
@@ -54,7 +56,8 @@ class Up(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside an identity, shifted and scaled by what is known; at the start the identity alone.
+    """Two 3x3 convolutions beside an identity, each of what was normalised, shifted and scaled by what is known; at the
+    start the identity alone.
 
     Attributes:
       extra: channels that lie between the two beyond those of x, or below 0 fewer.
@@ -70,7 +73,7 @@ class Block(nn.Module):
         if known is not None:
             scale, shift = jnp.split(zero_dense(2 * size, "known")(known)[:, None, None], 2, -1)
             features = (1 + scale) * features + shift
-        features = nn.relu(_conv3(size + self.extra, nn.relu(features), "conv0"))
+        features = nn.relu(_norm(_conv3(size + self.extra, nn.relu(features), "conv0"), "norm1"))
         return x + _conv3(size, features, "conv1", nn.initializers.zeros)
 
 
@@ -155,7 +158,8 @@ class MapDecoder(nn.Module):
             features = Block(self.extra, name=f"block{block}")(features, known)
         features = nn.relu(_norm(features, "norm"))
         for stage in range(stages - 1):
-            features = nn.relu(Up(self.width * 2 ** (stages - 2 - stage), name=f"conv{stage}")(features))
+            wider = 4 * self.width // 3  # than h's of that size: faces are harder to make than to tell apart
+            features = nn.relu(Up(wider * 2 ** (stages - 2 - stage), name=f"conv{stage}")(features))
         return Up(self.heads, self.head_init, name="heads")(features)
 
 
