@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth [--out docs/figures/growth.png]
 
-Each point is a fresh process that trains the default's second stage, the flow, or where its latents grow the first, on
+Each point is a fresh process that trains the default's last stage, the flow, or where its latents grow the first, on
 noise of 64x64 with 73 attributes: the median time of a step (of an epoch, where the number of faces grows), and the
 most memory that the process took; one before it fills the compilation cache, because compiling takes memory too. One of
 batch 100, 1,200 faces, 4 channels of latents, 1 device is changed at a time. The line is the least-squares fit; for
@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.noise import as_dataset, noise, training
 from cmma_jax.training import parallel
+from cmma_jax.training.checkpoint import FIRST, FLOW
 from cmma_jax.training.config import Config
 from cmma_jax.training.step import fit
 
@@ -35,7 +36,7 @@ STEPS = 2
 def measure(batch: int, faces: int, channels: int, devices: int, grows: str, warm: bool) -> dict[str, float]:
     """Returns {"seconds", "MiB"} of this process; without `warm` nothing but what compiling left in the cache."""
     train, config, whole_epoch = noise(faces), Config(batch_size=batch, latent_channels=channels), grows == "faces"
-    run, state, placement, _ = training(1 if grows == "channels" else 2, config, as_dataset(train), devices)
+    run, state, placement, _ = training(FIRST if grows == "channels" else FLOW, config, as_dataset(train), devices)
     calls = fit(run, state, train, placement, 0, batch, 10**6, STEPS)
     next(calls)
     if not warm:

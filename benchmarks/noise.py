@@ -1,7 +1,7 @@
 """What benchmarks train, and on what: any network's time is the same on noise, and before training as after it."""
 
 import pathlib
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,8 +9,9 @@ import numpy as np
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.models.model import Model, Params, all_params
 from cmma_jax.training import parallel
+from cmma_jax.training.checkpoint import FIRST, OWN
 from cmma_jax.training.config import Config
-from cmma_jax.training.stages import Stage, Watcher, first_stage, second_stage
+from cmma_jax.training.stages import Stage, Watcher, first_stage, later_stage
 from cmma_jax.training.step import TrainState, begin, make_run, make_step
 
 ATTRIBUTES = 73  # LFW's
@@ -35,17 +36,18 @@ def untrained(model: Model) -> Params:
     return jax.jit(lambda key: all_params(model, key))(jax.random.key(0))
 
 
-def training(number: Literal[1, 2], config: Config, data: Dataset, devices: int = 1
+def training(folder: str, config: Config, data: Dataset, devices: int = 1
              ) -> tuple[Any, TrainState, parallel.Placement, Stage]:
-    """Returns what `fit` asks for of a run's first or second stage, as train.py makes it, the latter over latents of an
-    untrained autoencoder: the compiled step, the first state, its placement, and the stage.
+    """Returns what `fit` asks for of a run's stage, as train.py makes it, a later one over latents of an untrained
+    autoencoder: the compiled step, the first state, its placement, and the stage; folder: of the stage's checkpoints.
     """
-    stage = first_stage(config, data, NOBODY) if number == 1 else second_stage(config, data, pathlib.Path())
+    stage = (first_stage(config, data, NOBODY) if folder == FIRST else
+             later_stage(config, data, pathlib.Path(), folder))
     params = untrained(stage.model)
-    trained = params if number == 1 else {"flow": params.pop("flow")}
+    trained = params if folder == FIRST else {OWN[folder]: params.pop(OWN[folder])}
     placement = parallel.place(devices, config.parallel, config.batch_size)
     step = make_step(stage.loss, stage.optimizer, config.seed, config.batch_size, config.mirror, placement,
                      stage.average, stage.number)
-    state = begin(trained, stage.optimizer, stage.average, () if number == 1 else params)
+    state = begin(trained, stage.optimizer, stage.average, () if folder == FIRST else params)
     # On the host: on the device the average would share the memory of what it is one of.
     return make_run(step, placement), jax.tree.map(np.array, state), placement, stage

@@ -25,6 +25,7 @@ from benchmarks.noise import as_dataset, noise, training
 from cmma_jax.data.dataset import Dataset, Faces
 from cmma_jax.data.disk import _open_map
 from cmma_jax.training import parallel
+from cmma_jax.training.checkpoint import FIRST
 from cmma_jax.training.config import Config
 from cmma_jax.training.step import fit
 
@@ -47,7 +48,7 @@ def write_maps(folder: pathlib.Path, count: int) -> Faces:
 def trained(faces: Faces, data: Dataset, on_device: bool) -> Iterator[None]:
     """Trains without end; yields after every call."""
     config = Config()
-    run, state, placement, _ = training(1, config, data)
+    run, state, placement, _ = training(FIRST, config, data)
     for now, _ in fit(run, state, faces, placement, 0, config.batch_size, 10**6, STEPS, on_device):
         jax.block_until_ready(now)
         yield

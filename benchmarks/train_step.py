@@ -31,6 +31,7 @@ from cmma_jax.data.dataset import Dataset, call_rows
 from cmma_jax.models.model import DROPOUT, count_parameters
 from cmma_jax.models.networks import KNOWN
 from cmma_jax.models.transformer import HEAD, HIGHEST_TIME, LOWEST_TIME, PATCH, TIMES, product
+from cmma_jax.training.checkpoint import FIRST, FLOW, OWN
 from cmma_jax.training.config import Config
 from cmma_jax.training.stages import PARTLY, WHOLLY
 
@@ -38,9 +39,9 @@ SIDE = 2048  # of the matrices whose product's rate is measured
 Run = Callable[[], float]  # -> seconds a step
 
 
-def ours(number, config: Config, data: Dataset, steps: int) -> tuple[Run, int]:
+def ours(folder: str, config: Config, data: Dataset, steps: int) -> tuple[Run, int]:
     """Returns run() -> seconds a step, mean over `steps` steps, compiled already, and the trained parameters' count."""
-    step, state, placement, _ = training(number, config, data)
+    step, state, placement, _ = training(folder, config, data)
     count, state = count_parameters(state.params), placement.put(state)
     faces = placement.put(data.train)
     rows = call_rows(0, 0, 10**6, data.train.size, config.batch_size, 1)
@@ -62,16 +63,16 @@ class Block(nn.Module):
 
     def __init__(self, size: int, known: int = 0):
         super().__init__()
-        self.norm = norm(size)
+        self.norms = nn.ModuleList(norm(size) for _ in range(2))
         self.known = nn.Linear(known, 2 * size) if known else None
         self.convs = nn.ModuleList(nn.Conv2d(size, size, 3, padding=1) for _ in range(2))
 
     def forward(self, x, known=None):
-        features = self.norm(x)
+        features = self.norms[0](x)
         if self.known is not None:
             scale, shift = self.known(known)[:, :, None, None].chunk(2, 1)
             features = (1 + scale) * features + shift
-        return x + self.convs[1](F.relu(self.convs[0](F.relu(features))))
+        return x + self.convs[1](F.relu(self.norms[1](self.convs[0](F.relu(features)))))
 
 
 def norm(size: int) -> nn.GroupNorm:
@@ -96,7 +97,7 @@ class Autoencoder(nn.Module):
         self.entrance = nn.Conv2d(channels, widths[-1], 3, padding=1)
         self.made = nn.ModuleList(Block(widths[-1]) for _ in range(config.blocks))
         self.norm = norm(widths[-1])
-        ups = [*widths[::-1], heads]
+        ups = [widths[-1], *(4 * each // 3 for each in widths[-2::-1]), heads]
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, 2, 1) for a, b in zip(ups, ups[1:], strict=False))
         self.prior = nn.Sequential(nn.Linear(2 * ATTRIBUTES, config.prior_hidden), nn.Softplus(),
                                    nn.Linear(config.prior_hidden, 2 * latents))
@@ -203,21 +204,21 @@ class Transformer(nn.Module):
         return (found.float() - (u - noise)).square().mean()
 
 
-def pytorch(number, config: Config, data: Dataset, steps: int, half: bool, compiled: bool
+def pytorch(folder: str, config: Config, data: Dataset, steps: int, half: bool, compiled: bool
             ) -> tuple[Run, int, Callable[[], None]]:
     """Returns run() -> seconds a step, warmed up; the trained parameters' count; and one step alone."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cells = config.image_size // 4
     autoencoder = Autoencoder(config, cells).to(device, memory_format=torch.channels_last)
-    model: nn.Module = autoencoder if number == 1 else Transformer(config, cells).to(device)
+    model: nn.Module = autoencoder if folder == FIRST else Transformer(config, cells).to(device)
     weights = list(model.parameters())
     count, average = sum(w.numel() for w in weights), [w.detach().clone() for w in weights]
-    optimizer = (torch.optim.Adam(weights, config.learning_rate, foreach=True) if number == 1 else
+    optimizer = (torch.optim.Adam(weights, config.learning_rate, foreach=True) if folder == FIRST else
                  torch.optim.AdamW(weights, config.flow_rate, (0.9, 0.99), weight_decay=0.01, foreach=True))
     call: Any = torch.compile(model) if compiled else model
     faces, attributes = (torch.from_numpy(a).to(device) for a in data.train[:2])
-    hidden = (config.attribute_dropout / 2,) * 2 if number == 1 else (WHOLLY, PARTLY)
+    hidden = (config.attribute_dropout / 2,) * 2 if folder == FIRST else (WHOLLY, PARTLY)
 
     def step() -> None:
         rows = torch.randint(len(faces), (config.batch_size,), device=device)
@@ -229,7 +230,7 @@ def pytorch(number, config: Config, data: Dataset, steps: int, half: bool, compi
         mask = torch.rand(y.shape, device=device) < rate
         optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            if number == 2:
+            if folder == FLOW:
                 with torch.no_grad():
                     mean, logvar = autoencoder.encode((x - 0.5) / 0.29, seen_attributes(y, torch.ones_like(mask)))
                     x = F.pixel_unshuffle(mean + torch.randn_like(mean) * torch.exp(logvar / 2), PATCH)
@@ -292,18 +293,18 @@ def main() -> None:
     print("| | faces/s, median (min to max) | ours against it, median of rounds | of its own product's rate |\n"
           "|---|---|---|---|", flush=True)
     rates: dict[str, list[float]] = {}
-    for number in (1, 2):
+    for folder in (FIRST, FLOW):
         config = Config(likelihood=options.likelihood, batch_size=options.batch_size)
-        if number == 1:
+        if folder == FIRST:
             config = dataclasses.replace(config, prior="gaussian")
-        mine, count = ours(number, config, data, options.steps)
+        mine, count = ours(folder, config, data, options.steps)
         runs = {"cmma_jax": mine}
-        if number == 2:
-            runs["cmma_jax, bfloat16"], _ = ours(number, dataclasses.replace(config, precision="bfloat16"), data,
+        if folder == FLOW:
+            runs["cmma_jax, bfloat16"], _ = ours(folder, dataclasses.replace(config, precision="bfloat16"), data,
                                                  options.steps)
         for compiled in (False, True) if options.compile else (False,):
             for name in ("float32", "bfloat16"):
-                run, theirs, step = pytorch(number, config, data, options.steps, name == "bfloat16", compiled)
+                run, theirs, step = pytorch(folder, config, data, options.steps, name == "bfloat16", compiled)
                 assert theirs == count, (theirs, count)  # the same networks
                 runs[f"PyTorch, {name}{', compiled' if compiled else ''}"] = run
                 if not compiled and name == "float32":
@@ -326,8 +327,8 @@ def main() -> None:
             faces_s = options.batch_size / np.asarray(seconds[name])
             ratio = np.median(np.asarray(seconds[name]) / np.asarray(seconds["cmma_jax"]))
             share = flops / np.median(seconds[name]) / (2 * SIDE**3 / np.median(seconds[f"product {own}"]))
-            print(f"| stage {number}, {count / 1e6:.2f} M parameters, {flops / options.batch_size / 1e9:.2f} GFLOP a "
-                  f"face: {name} | {np.median(faces_s):,.0f} ({faces_s.min():,.0f} to {faces_s.max():,.0f}) | "
+            print(f"| {OWN.get(folder, 'autoencoder')}, {count / 1e6:.2f} M parameters, "
+                  f"{flops / options.batch_size / 1e9:.2f} GFLOP a face: {name} | {np.median(faces_s):,.0f} ({faces_s.min():,.0f} to {faces_s.max():,.0f}) | "
                   f"{'' if name == 'cmma_jax' else f'{ratio:.2f} x'} | {share:.0%} |", flush=True)
     print()
     for name, each in rates.items():

@@ -91,6 +91,9 @@ class Generate(_Run):
     less. Left out: 1.5 where attributes are set."""
     steps: int = STEPS
     """Of a flow's solver; fewer are faster and less exact."""
+    detail: float | None = None
+    """Temperature at which the pixels are drawn as well, by a model with a detail: 1 gives samples of p(x|y) itself,
+    grain and all. Left out: the decoder's mean, a smooth face."""
     columns: int = 8
     """Faces in a row of the picture."""
     out: str = "faces.png"
@@ -215,7 +218,7 @@ def generate(arguments: Generate) -> None:
         _check(getattr(arguments, name) > 0, name, getattr(arguments, name), "1 or more")
     model = arguments.model()
     made = model.generate(parse_settings(arguments.set), arguments.n, arguments.seed, arguments.temperature,
-                          arguments.groups, arguments.guidance, arguments.steps)
+                          arguments.groups, arguments.guidance, arguments.steps, arguments.detail)
     columns = min(arguments.columns, len(made))
     made = np.concatenate([made, np.ones((-len(made) % columns, *made.shape[1:]), made.dtype)])
     _write(pictures.grid(list(made.reshape(-1, columns, *made.shape[1:]))), arguments.out)

@@ -25,7 +25,7 @@ from cmma_jax.models.networks import GROUP
 from cmma_jax.sampling import pictures
 from cmma_jax.training import parallel
 from cmma_jax.training.bounds import dequantised_bits, flow_matching, variational_bound
-from cmma_jax.training.checkpoint import FIRST, FLOW
+from cmma_jax.training.checkpoint import DETAIL, FIRST, FLOW
 from cmma_jax.training.config import PRESETS, Config, ModelName
 from cmma_jax.training.runs import Run, load_run
 from cmma_jax.training.stages import Watcher, train_run
@@ -38,9 +38,10 @@ HELP = """Train a model that makes faces from attributes, and write its run to -
   python train.py --model=cvae --seeds=0,1,2                       (also vae, cgan) what CMMA is compared with
   python train.py --model=cgan --preset=gauthier
 
-There are two stages: f, g, h and h2 by the variational bound (--epochs), then a flow on their latents (--flow_epochs),
-which --prior=gaussian leaves out. Running the same command again goes on where the run stopped. A run holds
-checkpoints/ and flow/, config.json, metrics.jsonl (a line an epoch), grids/*.png (originals; reconstructions with and
+There are three stages: f, g, h and h2 by the variational bound (--epochs); on their latents the detail, which gives
+p(x|z) group of pixels by group (--detail_epochs), left out by --detail_width=0; and the flow, p(z|y) (--flow_epochs),
+left out by --prior=gaussian. Running the same command again goes on where the run stopped. A run holds checkpoints/,
+detail/ and flow/, config.json, metrics.jsonl (a line an epoch), grids/*.png (originals; reconstructions with and
 without their attributes; faces at the noise's mean; random samples) and tensorboard/."""
 
 PROGRAM = "train.py"  # as the errors name it, unless it was started as a command of the package
@@ -62,6 +63,8 @@ def parse(argv: list[str], program: str = PROGRAM) -> Config:
     start = PRESETS[preset](cast(ModelName, model), _peek(argv, "dataset", Config.dataset))
     if _peek(argv, "latent_size", "0") != "0":  # a vector, over which there is no flow
         start = dataclasses.replace(start, prior="gaussian")
+    if _peek(argv, "likelihood", start.likelihood) != "gaussian":  # around which the detail is
+        start = dataclasses.replace(start, detail_width=0)
     return command_line.parse(Config, argv, program, HELP, default=start)
 
 
@@ -161,7 +164,8 @@ def report(run: Run, data: Dataset, say) -> None:
         say(f"validation bound  {found['bound']:,.0f} +- {found['bound_stderr']:,.0f} nats a face "
             f"({faces.size:,} faces, 1 sample of z each; pixels in [0, 1])\n"
             f"                  {bits:.3f} bits/dim ({how})")
-    say(f"best checkpoint   {run.path / (FLOW if model.velocity else FIRST) / str(run.step)}\n"
+    folder = FLOW if model.velocity else DETAIL if model.detail else FIRST
+    say(f"best checkpoint   {run.path / folder / str(run.step)}\n"
         f"pictures          {run.path / 'grids'}\n"
         f"next              python -m cmma_jax evaluate --parzen --dataset={run.config.dataset} compares the runs\n"
         f"                  python -m cmma_jax generate --run={shlex.quote(str(run.path))} --n=16 makes faces")

@@ -38,19 +38,28 @@ class Architecture:
     """Features of a token in the flow's transformer, a multiple of 64."""
     flow_blocks: int = 6
     """Its blocks."""
+    detail_width: int = 0
+    """Channels of the detail, the network that gives p(x|z) group of pixels by group, each given those before it: a far
+    better likelihood, trained in a stage of its own on a finished z; 0: p(x|z) is the decoder's Gaussian itself."""
+    detail_blocks: int = 3
+    """Its residual blocks."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the factors of the flow's products, whose sums are float32, as is all else: bfloat16 is faster on GPUs, TPUs
     and CPUs that multiply it (AMX, AVX-512 BF16)."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_channels", "width", "blocks", "components", "prior_hidden", "flow_blocks"):
+        for name in ("latent_channels", "width", "blocks", "components", "prior_hidden", "flow_blocks",
+                     "detail_blocks"):
             check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("latent_size", "latent_cells"):
+        for name in ("latent_size", "latent_cells", "detail_width"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         check(self.flow_width > 0 and self.flow_width % 64 == 0, "flow_width", self.flow_width, "a multiple of 64")
         if self.latent_size or self.model == "cgan":
             check(self.prior == "gaussian", "prior", self.prior, "gaussian: the flow is one over a map of latents, "
                   f"which a {'CGAN' if self.model == 'cgan' else 'vector of them'} has not")
+        if self.detail_width:
+            check(self.model != "cgan" and self.likelihood == "gaussian", "detail_width", self.detail_width,
+                  "0: the detail is a CMMA's, a CVAE's or a VAE's with --likelihood=gaussian")
         if self.model == "cgan":
             check(self.latent_size > 0, "latent_size", self.latent_size, "a number above 0: a CGAN's noise is a vector")
 

@@ -61,6 +61,26 @@ class LogisticMixture(NamedTuple):
         means = self._regressed(shifts[..., 0, :], shifts[..., 0, :] * self.slopes[..., 0, :] + shifts[..., 1, :])
         return (jnp.exp(self.log_weights)[..., None, :] * means).sum(-1)
 
+    def sample(self, key: jax.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
+        """Draws [B, H, W, 3], bytes / 255; key: one key, or [B] keys, one an example.
+
+        temperature: factor on the scales; 0: the mean of the likeliest component, rounded.
+        """
+        which_key, pixel_key = split_each(key, 2)
+        gumbel = -jnp.log(-jnp.log(_open(standard_uniform(which_key, self.log_weights.shape))))
+        chosen = jnp.argmax(self.log_weights + jnp.where(temperature == 0, 0, gumbel), -1)
+        mine = jax.nn.one_hot(chosen, self.log_weights.shape[-1])[..., None, :]
+        means, log_scales, slopes = ((each * mine).sum(-1) for each in (self.means, self.log_scales, self.slopes))
+        uniform = _open(standard_uniform(pixel_key, means.shape))
+        noise = temperature * jnp.exp(log_scales) * (jnp.log(uniform) - jnp.log1p(-uniform))
+        made: list[jax.Array] = []
+        for channel, on in enumerate(((), (0,), (1, 2))):  # green on red, blue on red and on green
+            moved = sum((slopes[..., i] * (before - self.centre[..., j])
+                         for j, (i, before) in enumerate(zip(on, made, strict=False))), jnp.zeros(()))
+            value = means[..., channel] + moved + noise[..., channel]
+            made.append(jnp.round(255 * jnp.clip(value, 0, 1)) / 255)
+        return jnp.stack(made, -1)
+
     def log_mass(self, x: jax.Array) -> jax.Array:
         """Returns [B, H, W] the log-probability of each pixel's bytes, in nats; x: [B, H, W, 3], bytes / 255."""
         shifts = (x - self.centre)[..., None]
@@ -142,6 +162,11 @@ class Mixed(NamedTuple):
     def log_prob(self, y: jax.Array) -> jax.Array:
         """Returns the log-probability or log-density of each, in nats."""
         return self._choose(*(each.log_prob(y) for each in self._both()))
+
+
+def _open(uniform: jax.Array) -> jax.Array:
+    """Returns draws from [0, 1) moved inside, where logarithms are finite."""
+    return jnp.clip(uniform, 1e-7, 1 - 1e-7)
 
 
 def kl(q: Gaussian, p: Gaussian) -> jax.Array:

@@ -20,8 +20,10 @@ from cmma_jax.models.distributions import (
 )
 from cmma_jax.models.networks import (
     GROUP,
+    LEVELS,
     PIXELS,
     SMALL,
+    DetailNetwork,
     DiscriminatorNetwork,
     MapAttributes,
     MapDecoder,
@@ -43,6 +45,7 @@ LOG_SCALE_FLOOR = math.log(1 / 255) - 2.5  # at which a value has all of its int
 START_LOG_SCALE = -2.0  # of a new mixture, of the data's own
 START_LOGVAR = -2.0  # of a new Gaussian pixel where z is a map, which soon says more than the mean face
 ATTRIBUTE_LOGVAR_FLOOR = -4.0  # a standardised attribute is not known better than to 0.135 of its deviation
+FARTHEST = 10.0  # of g's deviations, from its mean, beyond which the detail's network sees no difference
 DROPOUT = 0.1  # of the velocity's feed-forward units, while it is trained
 
 
@@ -65,6 +68,11 @@ class Model(NamedTuple):
       velocity: (params, u, t, y, mask, keys=None) -> [B, J], du/dt of the flow (`flow`), u: [B, J] standardised
         latents; keys: [B], one an example, by which units are dropped while it is trained. None: p(z|y) is Gaussian.
       init_flow: key -> the flow's params: the velocity's, `flow`, and the standardisation, `scale`.
+      detail: (params, residual, around, centre, group) -> the distribution of a group's pixels, [B, h, w, ...], given
+        those of earlier groups (`detail`). residual: [B, h, w, 4, 3], from g's means, 0 where pixels are not known;
+        around, centre: g's Gaussians of all four pixels of a block and of the group's own; group: [B, 4 LEVELS]
+        one-hot. With it p(x|z) is `detail.log_prob`; None: it is `likelihood`.
+      init_detail: key -> its params, `detail`.
       discrete: whether p(x|z) gives bytes their probability; if not it is a density.
     """
 
@@ -77,6 +85,8 @@ class Model(NamedTuple):
     discriminator: Callable[..., jax.Array] | Any = None
     velocity: Callable[..., jax.Array] | Any = None
     init_flow: Callable[..., Params] | Any = None
+    detail: Callable[..., LogisticMixture] | Any = None
+    init_detail: Callable[..., Params] | Any = None
     discrete: bool = False
 
 
@@ -111,7 +121,7 @@ def cmma(architecture: Architecture, spec: Spec) -> Model:
 
     return Model(functools.partial(_init, networks), prior, _likelihood(architecture, spec, networks, None),
                  _posterior(spec, networks, encode), attributes, None, *_flow(architecture, spec, encode),
-                 architecture.likelihood == "logistic_mixture")
+                 *_detail(architecture, spec), _discrete(architecture))
 
 
 def cvae(architecture: Architecture, spec: Spec) -> Model:
@@ -134,7 +144,7 @@ def _with_standard_prior(architecture: Architecture, spec: Spec, networks: dict[
 
     return Model(functools.partial(_init, networks), _standard_prior(architecture, spec),
                  _likelihood(architecture, spec, networks, encode), _posterior(spec, networks, encode), None, None,
-                 *_flow(architecture, spec, nothing), architecture.likelihood == "logistic_mixture")
+                 *_flow(architecture, spec, nothing), *_detail(architecture, spec), _discrete(architecture))
 
 
 def cgan(architecture: Architecture, spec: Spec) -> Model:
@@ -174,8 +184,9 @@ def make_model(architecture: Architecture, spec: Spec) -> Model:
 
 
 def all_params(model: Model, key: jax.Array) -> Params:
-    """Returns a model's fresh parameters, a flow's among them."""
-    return model.init(key) | (model.init_flow(key) if model.init_flow else {})
+    """Returns a model's fresh parameters, a flow's and a detail's among them."""
+    return (model.init(key) | (model.init_flow(key) if model.init_flow else {})
+            | (model.init_detail(key) if model.init_detail else {}))
 
 
 def count_parameters(params: Params) -> int:
@@ -288,6 +299,31 @@ def _flow(architecture: Architecture, spec: Spec, encode: Callable[..., jax.Arra
     return velocity, init
 
 
+def _detail(architecture: Architecture, spec: Spec) -> tuple[Any, Any]:
+    """Returns the distribution of a group of pixels and its init, or None twice."""
+    if not architecture.detail_width:
+        return None, None
+    network = DetailNetwork(architecture.detail_width, architecture.detail_blocks, architecture.components)
+
+    def detail(params: Params, residual: jax.Array, around: Gaussian, centre: Gaussian, group: jax.Array
+               ) -> LogisticMixture:
+        residual, mean, deviation = (each.reshape(*each.shape[:3], -1) for each in (
+            jnp.clip(residual * jnp.exp(-around.logvar / 2), -FARTHEST, FARTHEST),
+            (around.mean - 0.5) / spec.pixel_std, around.logvar / 2 - jnp.log(spec.pixel_std)))
+        heads, moves = network.apply({"params": params["detail"]}, residual, jnp.concatenate([mean, deviation], -1),
+                                     group)
+        deviation = jnp.exp(centre.logvar / 2)
+        found = _mixture_around(heads, centre.mean, deviation, 0.0)
+        return found._replace(means=found.means + (deviation * moves)[..., None])
+
+    example = jnp.zeros((1, 4, 4, 12)), jnp.zeros((1, 4, 4, 24)), jnp.zeros((1, 4 * LEVELS))
+    return detail, functools.partial(_init, {"detail": (network, *example)})
+
+
+def _discrete(architecture: Architecture) -> bool:
+    return architecture.likelihood == "logistic_mixture" or architecture.detail_width > 0
+
+
 def _scaled(x: jax.Array, spec: Spec) -> jax.Array:
     return (x - jnp.asarray(spec.mean_face)[None]) / spec.pixel_std
 
@@ -300,13 +336,18 @@ def _pixel_gaussian(spec: Spec, heads: jax.Array, start: float) -> Gaussian:
 
 
 def _mixture(spec: Spec, heads: jax.Array) -> LogisticMixture:
-    """heads: [B, H, W, 10 K]."""
+    """heads: [B, H, W, 10 K]. Narrow at the start, it has its means learnt first."""
+    return _mixture_around(heads, jnp.asarray(spec.mean_face)[None], jnp.full((1, 1, 1, 3), spec.pixel_std),
+                           START_LOG_SCALE)
+
+
+def _mixture_around(heads: jax.Array, centre: jax.Array, deviation: jax.Array, start: float) -> LogisticMixture:
+    """heads: [B, H, W, 10 K]; where they are 0: centre, [B or 1, H, W, 3], and deviation times exp(start)."""
     count = heads.shape[-1] // 10
     weights, others = heads[..., :count], heads[..., count:].reshape(*heads.shape[:-1], 3, 3, count)
-    centre = jnp.asarray(spec.mean_face)[None]
-    means = centre[..., None] + spec.pixel_std * others[..., 0, :, :]
-    # A logistic's deviation is pi / sqrt(3) times its scale. Narrow at the start, it has its means learnt first.
-    log_scales = math.log(spec.pixel_std * math.sqrt(3) / math.pi) + START_LOG_SCALE + others[..., 1, :, :]
+    means = centre[..., None] + deviation[..., None] * others[..., 0, :, :]
+    # A logistic's deviation is pi / sqrt(3) times its scale.
+    log_scales = jnp.log(deviation * math.sqrt(3) / math.pi)[..., None] + start + others[..., 1, :, :]
     return LogisticMixture(jax.nn.log_softmax(weights), means, jnp.maximum(log_scales, LOG_SCALE_FLOOR),
                            jnp.tanh(others[..., 2, :, :]), centre)
 

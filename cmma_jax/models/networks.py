@@ -20,6 +20,7 @@ SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
 PIXELS = nn.initializers.variance_scaling(0.04, "fan_in", "normal")
 STAGES = 4  # of the networks of a vector: 64 x 64 -> 4 x 4
 KNOWN = 64  # features of the attributes by which blocks are shifted and scaled
+LEVELS = 4  # of the detail, by each of which the distance between pixels is halved
 GROUP = 4  # faces that a discriminator compares with one another
 
 
@@ -183,6 +184,36 @@ class MapAttributes(nn.Module):
                 features = nn.relu(_down(self.width * 2**stage, features, f"conv{stage}"))
         features = nn.relu(nn.Dense(4 * self.width, name="hidden")(features.reshape(len(z), -1)))
         return tuple(jnp.split(zero_dense(self.heads * self.attributes, "heads")(features), self.heads, -1))
+
+
+class DetailNetwork(nn.Module):
+    """The parameters of a group of pixels' distribution, from the pixels before it and what z says of all: residual
+    blocks, which the group's number enters, and beside them a linear interpolation of those pixels.
+
+    Attributes:
+      width, blocks: channels, and residual blocks of them.
+      components: K.
+    """
+
+    width: int
+    blocks: int
+    components: int
+
+    @nn.compact
+    def __call__(self, residual: jax.Array, picture: jax.Array, group: jax.Array
+                 ) -> tuple[jax.Array, jax.Array]:
+        """residual: [B, h, w, 12], how far a block's known pixels are from g's means, in g's deviations; picture:
+        [B, h, w, 24], those means and deviations; group: [B, G] one-hot -> a mixture's heads, [B, h, w, 10 K], and by
+        how much its means move, [B, h, w, 3].
+        """
+        known = _known(group)
+        features = _conv3(self.width, jnp.concatenate([residual, picture], -1), "entrance")
+        for block in range(self.blocks):
+            features = Block(name=f"block{block}")(features, known)
+        heads = _conv3(10 * self.components, nn.relu(_norm(features, "norm")), "heads", SMALL)
+        moves = _conv3(3 * group.shape[-1], residual, "linear", nn.initializers.zeros)
+        moves = moves.reshape(*moves.shape[:3], group.shape[-1], 3)
+        return heads, (group[:, None, None, :, None] * moves).sum(-2)
 
 
 def _image_features(x: jax.Array, a: jax.Array | None, width: int, activation) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cmma_jax.models import detail
 from cmma_jax.models.distributions import fold_each, kl, split_each, standard_normal, standard_uniform, sum_event
 from cmma_jax.models.flow import STEPS, log_prior, matching
 from cmma_jax.models.model import Model, Params
@@ -56,7 +57,7 @@ def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Arra
     posterior_key, prior_key, trace_key = split_each(key, 3)
     q, p = model.posterior(params, x, y, mask), model.prior(params, y, mask)
     z = q.sample(posterior_key)
-    reconstruction = sum_event(model.likelihood(params, z, y, mask).log_prob(x))
+    reconstruction = log_likelihood(model, params, x, z, y, mask)
 
     def attribute_term(z: jax.Array, scored: jax.Array) -> jax.Array:
         if model.attributes is None:
@@ -69,6 +70,14 @@ def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Arra
         whole = -sum_event(q.entropy) - log_prior(model, params, z, y, mask, trace_key, steps)
     return Terms(reconstruction, whole, kl_latents, attribute_term(jax.lax.stop_gradient(z), known),
                  attribute_term(p.sample(prior_key), mask))
+
+
+def log_likelihood(model: Model, params: Params, x: jax.Array, z: jax.Array, y: jax.Array, mask: jax.Array
+                   ) -> jax.Array:
+    """Returns [B] log p(x|z) in nats."""
+    if model.detail is not None:
+        return detail.log_prob(model, params, x, z, y, mask)
+    return sum_event(model.likelihood(params, z, y, mask).log_prob(x))
 
 
 def summary(terms: Terms) -> dict[str, jax.Array]:
@@ -106,7 +115,7 @@ def importance_weighted_bound(model: Model, params: Params, key: jax.Array, x: j
 
     def add(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
         z = q.sample(fold_each(key, k))
-        log_weight = (sum_event(model.likelihood(params, z, y, mask).log_prob(x))
+        log_weight = (log_likelihood(model, params, x, z, y, mask)
                       + sum_event(p.log_prob(z)) - sum_event(q.log_prob(z)))
         return jnp.logaddexp(total, log_weight), None
 
@@ -198,6 +207,21 @@ def make_flow_loss(model: Model, wholly: float = 0.0, partly: float = 0.0, dropo
         seen = hide_attributes(hide_key, mask, wholly, partly)
         error = matching(model, params, match_key, z, y, seen, dropout)
         return error, {"matching": error}
+
+    return loss
+
+
+def make_detail_loss(model: Model):
+    """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), what the detail's stage minimises.
+
+    It is -log p(x|z) / D at z ~ q(z|x, y), y as far as it is known, one group of pixels a level standing for all.
+    """
+
+    def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
+        latent_key, group_key = split_each(key, 2)
+        z = model.posterior(params, x, y, mask).sample(latent_key)
+        reconstruction = detail.log_prob(model, params, x, z, y, mask, group_key)
+        return -reconstruction / x[0].size, {"reconstruction": reconstruction}
 
     return loss
 

@@ -73,7 +73,8 @@ class FaceModel:
         return self.run.model.velocity is not None and self.run.model.attributes is not None
 
     def generate(self, attributes: Settings | None = None, n: int = 1, seed: int = 0, temperature: float = 1.0,
-                 groups: bool = True, guidance: float | None = None, steps: int = STEPS) -> np.ndarray:
+                 groups: bool = True, guidance: float | None = None, steps: int = STEPS, detail: float | None = None
+                 ) -> np.ndarray:
         """Returns n faces for attributes, samples of p(x|y), of which those not named are unknown.
 
         Args:
@@ -86,18 +87,24 @@ class FaceModel:
             velocity(nothing)). 1: none; above 1 faces show their attributes more, and differ less; None: GUIDANCE, or
             1 where there is no flow. Where nothing is asked for it has no effect.
           steps: of the flow's solver, two velocities each; fewer are faster and less exact.
+          detail: the temperature at which pixels are drawn as well, by a model with a detail; 1: from p(x|y) itself,
+            grain and all; None: the decoder's mean, a smooth face.
         """
         y, mask = self.encode(attributes or {}, groups=groups)
         return self.generate_encoded(np.repeat(y[None], max(n, 0), 0), np.repeat(mask[None], max(n, 0), 0), seed,
-                                     temperature, guidance, steps)
+                                     temperature, guidance, steps, detail)
 
     def generate_encoded(self, y: np.ndarray, mask: np.ndarray, seed: int = 0, temperature: float = 1.0,
-                         guidance: float | None = None, steps: int = STEPS) -> np.ndarray:
+                         guidance: float | None = None, steps: int = STEPS, detail: float | None = None) -> np.ndarray:
         """Returns a face for each row of y, mask: [N, A], arguments else as of `generate`."""
         if not len(y):
             raise InputError("0 faces were asked for; give 1 or more")
         _require(temperature, "temperature", 0.0)
-        how = (jnp.float32(temperature), self._guidance(guidance, bool(np.any(mask))))
+        if detail is not None:
+            _require(detail, "detail", 0.0)
+            self._require("detail", "has no detail, by which pixels are drawn; leave detail out")
+        how = (jnp.float32(temperature), self._guidance(guidance, bool(np.any(mask))),
+               None if detail is None else jnp.float32(detail))
         steps = self._steps(steps)
 
         def make(rows, y, mask):

@@ -10,23 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmma_jax.models.detail import draw as draw_pixels
 from cmma_jax.models.distributions import fold_each, row_keys
 from cmma_jax.models.flow import STEPS, Wanted, draw, from_noise, to_noise, transport
 from cmma_jax.models.model import Model, Params
 
 LARGEST_BATCH = 256  # faces at once in `in_batches`
+PIXELS = 1  # folded into a key for the noise of pixels
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="steps")
 def generate(model: Model, params: Params, key: jax.Array, y: jax.Array, mask: jax.Array,
-             temperature: float = 1.0, guidance: float | None = None, *, steps: int = STEPS) -> jax.Array:
+             temperature: float = 1.0, guidance: float | None = None, detail: float | None = None, *,
+             steps: int = STEPS) -> jax.Array:
     """Returns faces [B, H, W, 3] in [0, 1]: means of p(x|z), z ~ p(z|y) with its noise times temperature.
 
     A temperature of 0 gives the face at the noise's mean ("the variance parameter of the noise set to 0",
     section 4.5), or where a flow leads it. key: one key, or [B] keys, one an example; y, mask: [B, A], unknown
-    attributes masked out; guidance, steps: of a flow, as of `flow.draw`.
+    attributes masked out; guidance, steps: of a flow, as of `flow.draw`; detail: of a model that has one, the
+    temperature at which the pixels are drawn from p(x|z) as well, 1: x ~ p(x|y) itself; None: the decoder's mean.
     """
     z = draw(model, params, key, y, mask, temperature, guidance, steps)
+    if detail is not None:
+        return draw_pixels(model, params, fold_each(key, PIXELS), z, y, mask, detail)
     return jnp.clip(model.likelihood(params, z, y, mask).mean, 0, 1)
 
 

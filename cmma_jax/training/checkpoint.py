@@ -5,6 +5,7 @@ of an epoch begun, and a CRC-32 of each array. The facts have a CRC-32 themselve
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import itertools
@@ -26,12 +27,20 @@ from cmma_jax.models.spec import Spec
 from cmma_jax.training.config import Config, refuse_old_version
 from cmma_jax.training.parallel import on_all_processes
 
-FIRST, FLOW = "checkpoints", "flow"  # the folders, in a run's, of its first stage and of its flow's
+FIRST, DETAIL, FLOW = "checkpoints", "detail", "flow"  # the folders, in a run's, of its stages, in their order
+OWN = {DETAIL: "detail", FLOW: "flow"}  # the parameters that a stage trains; the first one's are all that it has
 RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's number of epochs
 ON_HOST = ocp.RestoreArgs(restore_type=np.ndarray)
 SAVE_SECONDS = 300  # in which a save must end: one that hangs is told as an error, and not waited for for ever
 DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES)
 UNSUMMED = {"config", "spec", "metrics"}  # all that the facts held before there were sums
+
+
+def up_to(config: Config, folder: str) -> Config:
+    """Returns settings without the stages that come after the one of a folder."""
+    if folder != FLOW:
+        config = dataclasses.replace(config, prior="gaussian")
+    return dataclasses.replace(config, detail_width=0) if folder == FIRST else config
 
 
 def has_checkpoints(folder: pathlib.Path) -> bool:
@@ -97,12 +106,14 @@ class Checkpoints(NamedTuple):
         """
         return self._restore(like, step, partial=False)
 
-    def restore_params(self, params: Any, step: int | None = None, frozen: Any = None) -> Any:
-        """Returns a step's parameters alone, those that were trained and those that were frozen, in their structures;
-        raises as `restore`.
+    def restore_params(self, like: dict[str, Any], step: int | None = None) -> Any:
+        """Returns a step's parameters alone, in the structure of `like`, all that the model has by this stage; raises
+        as `restore`.
         """
-        like = {"params": params} | ({"frozen": frozen} if frozen else {})
-        found = self._restore(like, step, partial=True)
+        own = OWN.get(self.folder.name)
+        trained = {own: like[own]} if own else like
+        frozen = {name: tree for name, tree in like.items() if name not in trained}
+        found = self._restore({"params": trained} | ({"frozen": frozen} if frozen else {}), step, partial=True)
         return found["params"] | found.get("frozen", {})
 
     def facts(self, step: int | None = None) -> tuple[Config, Spec, dict[str, float]]:

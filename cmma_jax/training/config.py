@@ -43,18 +43,21 @@ class Config(Architecture):
 
     epochs: int = 8
     """Passes over the training faces of the first stage, which trains f, g, h and h2 by the bound; a finished run goes
-    on when this grows, if it has no flow, which belongs to the latents that it was trained on."""
+    on when this grows, if no later stage was begun, which belongs to the latents that it was trained on."""
+    detail_epochs: int = 12
+    """Passes of the stage that trains the detail, if there is one, on the latents of the first's best epoch."""
     flow_epochs: int = 60
-    """Passes of the second stage, which trains the flow on the latents of the first's best epoch; 0 with
-    --prior=gaussian."""
+    """Passes of the last stage, which trains the flow on those latents, if --prior=flow."""
     batch_size: int = 100
     """Faces a step, over all devices together."""
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
     """Of the first stage; adagrad is the paper's, with an accumulator that starts at 0; sgd has momentum."""
     learning_rate: float = 2e-3
     """The highest of the first stage; a linear warm-up leads to it."""
+    detail_rate: float = 2e-3
+    """The highest of the detail's stage, whose optimiser is AdamW."""
     flow_rate: float = 1e-3
-    """The highest of the second stage, whose optimiser is AdamW."""
+    """The highest of the flow's stage, whose optimiser is AdamW."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """After the warm-up: constant, or a cosine down to 0 at a stage's last step."""
     warmup_steps: int = 200
@@ -63,7 +66,7 @@ class Config(Architecture):
     """Gradients are clipped at this global norm (of the bound's loss in nats a pixel value); 0: not at all."""
     average: float = 0.998
     """Decay, a step, of the first stage's moving average of the parameters, which is evaluated and kept; 0: the last
-    ones are. The second stage's is 0.9995."""
+    ones are. The detail's is the same, the flow's 0.9995."""
     momentum: float = 0.5
     """sgd: momentum at the start."""
     final_momentum: float = 0.7
@@ -109,8 +112,8 @@ class Config(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("image_size", "epochs", "batch_size", "learning_rate", "flow_rate", "weight_variance",
-                     "checkpoint_every", "grid_every"):
+        for name in ("image_size", "epochs", "batch_size", "learning_rate", "detail_rate", "flow_rate",
+                     "weight_variance", "checkpoint_every", "grid_every"):
             check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         for name in ("warmup_steps", "attribute_weight", "kl_weight", "seed", "devices", "process_id", "num_processes",
                      "clip_norm", "discriminator_rate", "gradient_penalty"):
@@ -125,11 +128,14 @@ class Config(Architecture):
               f"below num_processes, {self.num_processes}")
         if self.prior == "flow":
             check(self.flow_epochs > 0, "flow_epochs", self.flow_epochs, "a number above 0, or --prior=gaussian")
+        if self.detail_width:
+            check(self.detail_epochs > 0, "detail_epochs", self.detail_epochs, "a number above 0, or --detail_width=0")
 
     @property
     def all_epochs(self) -> int:
-        """The epochs of both stages."""
-        return self.epochs + (self.flow_epochs if self.prior == "flow" else 0)
+        """The epochs of all stages."""
+        return (self.epochs + (self.detail_epochs if self.detail_width else 0)
+                + (self.flow_epochs if self.prior == "flow" else 0))
 
     @property
     def reading(self) -> Reading:
@@ -177,12 +183,13 @@ def refuse_old_version(text: str, what: str) -> None:
 
 
 # Settings that say where and how a run is carried out, and not what it computes: they may change on a resume.
-MAY_CHANGE = ("data_dir", "data_on_device", "cache", "run_dir", "epochs", "flow_epochs", "seeds", "devices", "parallel",
-              "coordinator", "num_processes", "process_id", "resume", "checkpoint_every", "grid_every")
+MAY_CHANGE = ("data_dir", "data_on_device", "cache", "run_dir", "epochs", "detail_epochs", "flow_epochs", "seeds",
+              "devices", "parallel", "coordinator", "num_processes", "process_id", "resume", "checkpoint_every",
+              "grid_every")
 
 
 def default(model: ModelName, dataset: str) -> Config:
-    """z a map, pixels a Gaussian each, and a flow by a transformer.
+    """z a map, pixels group by group, and a flow by a transformer.
 
     python train.py --model=cmma
     python train.py --model=cmma --dataset=lfw --data_dir=DIR
@@ -190,9 +197,9 @@ def default(model: ModelName, dataset: str) -> Config:
     if model == "cgan":
         return dataclasses.replace(paper(model, dataset), preset="default")
     if dataset == "synthetic":  # drawn faces: smaller networks do, in minutes
-        return Config(model=model, dataset=dataset, width=24, batch_size=50, epochs=6, flow_width=128, flow_blocks=4,
-                      flow_epochs=10)
-    return Config(model=model, dataset=dataset)
+        return Config(model=model, dataset=dataset, width=24, batch_size=50, epochs=6, detail_width=24, detail_blocks=2,
+                      detail_epochs=2, flow_width=128, flow_blocks=4, flow_epochs=10)
+    return Config(model=model, dataset=dataset, detail_width=64)
 
 
 def large(model: ModelName, dataset: str) -> Config:
@@ -202,8 +209,9 @@ def large(model: ModelName, dataset: str) -> Config:
     """
     if model == "cgan":
         raise InputError(f"--preset=large has no CGAN; give --preset=paper, or another --model than {model}")
-    return Config(model=model, preset="large", dataset=dataset, width=96, blocks=2, epochs=40, flow_width=512,
-                  flow_blocks=8, flow_epochs=300, precision="bfloat16")
+    return Config(model=model, preset="large", dataset=dataset, width=96, blocks=2, epochs=40, detail_width=128,
+                  detail_blocks=4, detail_epochs=60, flow_width=512, flow_blocks=8, flow_epochs=300,
+                  precision="bfloat16")
 
 
 def paper(model: ModelName, dataset: str) -> Config:

@@ -1,6 +1,5 @@
 """Finished runs: where they are, and their best checkpoint as a model with its parameters."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -15,7 +14,7 @@ from cmma_jax.errors import InputError
 from cmma_jax.models.model import Model, Params, all_params, make_model
 from cmma_jax.models.spec import Spec
 from cmma_jax.training import parallel
-from cmma_jax.training.checkpoint import FIRST, FLOW, has_checkpoints, open_checkpoints
+from cmma_jax.training.checkpoint import DETAIL, FIRST, FLOW, has_checkpoints, open_checkpoints, up_to
 from cmma_jax.training.compact import read_compact, shipped, write_compact
 from cmma_jax.training.config import Config
 from cmma_jax.training.records import read_metrics
@@ -58,34 +57,33 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
       InputError: there is no run, it is damaged, or it is not finished and `unfinished` is false.
     """
     path = pathlib.Path(path)
-    if not ((path / FIRST).is_dir() or (path / FLOW).is_dir()):
+    if not any((path / folder).is_dir() for folder in (FIRST, DETAIL, FLOW)):
         file = path if path.is_file() else shipped().get(str(path))
         if file is None:
             raise InputError(f"no run in {path}, nor does a model of that name come with the package (it has: "
                              f"{', '.join(shipped()) or 'none'}); train one: python -m cmma_jax train "
                              f"--run_dir={shlex.quote(str(path))}")
         return Run(file, *read_compact(file))
-    flow = has_checkpoints(path / FLOW)
-    with open_checkpoints(path / (FLOW if flow else FIRST)) as checkpoints:
+    folder = next((folder for folder in (FLOW, DETAIL) if has_checkpoints(path / folder)), FIRST)
+    with open_checkpoints(path / folder) as checkpoints:
         if not checkpoints.steps():
             raise InputError(f"the run in {path} has no checkpoint yet; its training must pass its first epoch")
         last = _asked(path) or checkpoints.facts()[0]
         epoch = max((int(record["epoch"]) for record in read_metrics(path)), default=0)
-        without = last.prior == "flow" and not flow
-        if (epoch < last.all_epochs or without) and not unfinished:
-            reached = ", without a checkpoint of its flow" if without else ""
-            raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.all_epochs}{reached}; the "
+        without = last.prior == "flow" and folder != FLOW
+        reached = up_to(last, folder)
+        if (epoch < last.all_epochs or reached != last) and not unfinished:
+            lost = ", without a checkpoint of its flow" if without else ""
+            raise InputError(f"the run in {path} stopped after epoch {epoch} of {last.all_epochs}{lost}; the "
                              "command that began it goes on with it, or give --unfinished to take it as it is"
                              + (", with a Gaussian prior" if without else ""))
         step = checkpoints.best_step()
         assert step is not None  # there is a checkpoint, and so a best one
         config, spec, _ = checkpoints.facts(step)
-        if not flow:  # a flow that was never reached: the first stage's prior stands in for it
-            config = dataclasses.replace(config, prior="gaussian")
+        config = up_to(config, folder)
         model = make_model(config, spec)
-        like = jax.eval_shape(functools.partial(all_params, model), jax.random.key(0))
-        trained = {"flow": like.pop("flow")} if flow else like
-        params = checkpoints.restore_params(trained, step, like if flow else None)
+        params = checkpoints.restore_params(jax.eval_shape(functools.partial(all_params, model), jax.random.key(0)),
+                                            step)
     params = jax.device_put(params)  # once: a compiled function would copy the host's arrays at every call
     return Run(path, config, spec, step, epoch, model, params)
 

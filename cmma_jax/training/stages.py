@@ -1,7 +1,8 @@
-"""A run's stages, one after another in one folder: the autoencoder by the bound, then the flow on its latents.
+"""A run's stages, one after another in one folder: the autoencoder by the bound, then on its latents the detail, and
+the flow.
 
 A CGAN has one stage of its own. Each stage has a folder of checkpoints, with its own steps and its own best, so that
-scores of different scale are never compared; records count the epochs of both.
+scores of different scale are never compared; records count the epochs of all.
 """
 
 import contextlib
@@ -21,18 +22,21 @@ from cmma_jax.data.dataset import Dataset, mirrored, pixels, spread
 from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError, Interrupted
 from cmma_jax.models.model import Model, Params, all_params, count_parameters, make_model
-from cmma_jax.models.objectives import make_adversarial_loss, make_flow_loss, make_loss
+from cmma_jax.models.objectives import make_adversarial_loss, make_detail_loss, make_flow_loss, make_loss
 from cmma_jax.models.spec import Spec
 from cmma_jax.training import parallel
 from cmma_jax.training.bounds import flow_matching, variational_bound
 from cmma_jax.training.checkpoint import (
+    DETAIL,
     FIRST,
     FLOW,
+    OWN,
     RANKED_BY,
     Checkpoints,
     has_checkpoints,
     open_checkpoints,
     set_damaged_aside,
+    up_to,
 )
 from cmma_jax.training.config import MAY_CHANGE, Config, refuse_old_version
 from cmma_jax.training.records import open_records, read_metrics
@@ -40,7 +44,7 @@ from cmma_jax.training.step import (
     TrainState,
     begin,
     fit,
-    make_flow_optimizer,
+    make_later_optimizer,
     make_optimizer,
     make_run,
     make_step,
@@ -51,8 +55,10 @@ WHOLLY, PARTLY = 0.1, 0.3  # of the faces whose attributes the flow does not see
 SCALE_FACES = 5000  # and their mirror images, from which the latents' standardisation is taken
 CPU_STEPS = 4  # between looks: a step takes a good second there, the bar is to move, and a signal to be seen in time
 STEPS = 50
-# Settings on which the first stage does not depend.
-OF_THE_FLOW = ("prior", "flow_width", "flow_blocks", "flow_rate", "precision")
+BOUND_FACES = 500  # validation faces on which the detail is measured
+# Settings on which the stages before do not depend.
+LATER = {DETAIL: ("detail_width", "detail_blocks", "detail_rate", "components"),
+         FLOW: ("prior", "flow_width", "flow_blocks", "flow_rate", "precision")}
 
 
 class Stage(NamedTuple):
@@ -60,11 +66,11 @@ class Stage(NamedTuple):
 
     Attributes:
       name: for the progress bar and the records.
-      number: 1 or 2; other noise.
+      number: other noise.
       folder: of its checkpoints, in the run's.
       flag: the setting that says how many epochs it has.
       epochs, before: its own, and those of the stages before it.
-      model: as it stands in this stage; the first one's has a Gaussian prior.
+      model: as it stands in this stage, without what later ones train.
       loss: (params, keys, x, y, mask) -> ([B], terms).
       optimizer, rate: the learning rate is a function of the step.
       average: decay of the parameters' moving average.
@@ -112,7 +118,7 @@ class Watcher(NamedTuple):
 
 def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
     """Returns the stage that trains f, g, h and h2 by the bound, or a CGAN's two players."""
-    model = make_model(dataclasses.replace(config, prior="gaussian"), data.spec)
+    model = make_model(up_to(config, FIRST), data.spec)
     optimizer, rate = make_optimizer(config, data.train.size // config.batch_size)
 
     @jax.jit
@@ -142,36 +148,53 @@ def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
         headline=("bound", "bound {:,.0f}"), **shared)
 
 
-def second_stage(config: Config, data: Dataset, run: pathlib.Path) -> Stage:
-    """Returns the stage that trains the flow on z ~ q(z|x, y) of the first stage's best epoch."""
+def later_stage(config: Config, data: Dataset, run: pathlib.Path, folder: str) -> Stage:
+    """Returns the stage that trains the detail or the flow on z ~ q(z|x, y) of the first stage's best epoch."""
+    own, config = OWN[folder], up_to(config, folder)
     model = make_model(config, data.spec)
-    optimizer, rate = make_flow_optimizer(config, data.train.size // config.batch_size)
+    detail = folder == DETAIL
+    epochs = config.detail_epochs if detail else config.flow_epochs
+    average = config.average if detail else FLOW_AVERAGE
+    optimizer, rate = make_later_optimizer(config, config.detail_rate if detail else config.flow_rate,
+                                           data.train.size // config.batch_size * epochs)
 
     def at(params: Params) -> TrainState:
-        frozen = {name: tree for name, tree in params.items() if name != "flow"}
-        return begin({"flow": params["flow"]}, optimizer, FLOW_AVERAGE, frozen)
+        frozen = {name: tree for name, tree in params.items() if name != own}
+        return begin({own: params[own]}, optimizer, average, frozen)
 
     def fresh() -> TrainState:
-        params = best_params(config, data.spec, run / FIRST)
-        params |= model.init_flow(jax.random.fold_in(jax.random.key(config.seed), 3))
-        params |= {"scale": latent_scale(model, params, data, config)}
+        params = best_params(config, data.spec, run, folder)
+        if detail:
+            params |= model.init_detail(jax.random.fold_in(jax.random.key(config.seed), 4))
+        else:
+            params |= model.init_flow(jax.random.fold_in(jax.random.key(config.seed), 3))
+            params |= {"scale": latent_scale(model, params, data, config)}
         # Arrays of their own, on the host: on the device the average would share the memory of what it is one of.
         return jax.tree.map(np.array, at(params))
 
+    shared: dict[str, Any] = {
+        "name": own, "folder": folder, "epochs": epochs, "before": config.all_epochs - epochs, "model": model,
+        "optimizer": optimizer, "rate": rate, "average": average, "fresh": fresh,
+        "like": lambda: jax.eval_shape(lambda key: at(all_params(model, key)), jax.random.key(0))}
+    if detail:
+        faces = spread(data.validation, BOUND_FACES)
+        return Stage(
+            number=3, flag="detail_epochs", loss=make_detail_loss(model),
+            validate=lambda params: variational_bound(model, params, faces),
+            score=lambda found, epoch: found["bound"],
+            headline=("reconstruction", "log p(x|z) {:,.0f}"), **shared)
     return Stage(
-        name="flow", number=2, folder=FLOW, flag="flow_epochs", epochs=config.flow_epochs, before=config.epochs,
-        model=model,
-        loss=make_flow_loss(model, WHOLLY, PARTLY, dropout=True), optimizer=optimizer, rate=rate, average=FLOW_AVERAGE,
-        fresh=fresh, like=lambda: jax.eval_shape(lambda key: at(all_params(model, key)), jax.random.key(0)),
+        number=2, flag="flow_epochs", loss=make_flow_loss(model, WHOLLY, PARTLY, dropout=True),
         validate=lambda params: {"matching": flow_matching(model, params, data.validation)},
         score=lambda found, epoch: -found["matching"],
-        headline=("matching", "matching error {:.4f}"))
+        headline=("matching", "matching error {:.4f}"), **shared)
 
 
-def best_params(config: Config, spec: Spec, folder: pathlib.Path) -> Params:
-    """Returns the parameters of the first stage's best checkpoint."""
-    like = jax.eval_shape(make_model(dataclasses.replace(config, prior="gaussian"), spec).init, jax.random.key(0))
-    with open_checkpoints(folder) as checkpoints:
+def best_params(config: Config, spec: Spec, run: pathlib.Path, folder: str) -> Params:
+    """Returns the parameters of the best checkpoint of the stage before a folder's."""
+    before = DETAIL if folder == FLOW and config.detail_width else FIRST
+    like = jax.eval_shape(lambda key: all_params(make_model(up_to(config, before), spec), key), jax.random.key(0))
+    with open_checkpoints(run / before) as checkpoints:
         return checkpoints.restore_params(like, checkpoints.best_step())
 
 
@@ -196,7 +219,7 @@ def train_run(config: Config, data: Dataset, run: pathlib.Path, on_device: bool,
               watcher: Watcher) -> None:
     """Trains a run's stages to their end, each from its last checkpoint if there is one.
 
-    A run that stopped after its first stage, by --prior=gaussian, may be given a flow later.
+    A run that was to do without its later stages, by --prior=gaussian or --detail_width=0, may be given them later.
 
     Raises:
       InputError: the run that is there has other settings, or its checkpoints are lost.
@@ -204,45 +227,49 @@ def train_run(config: Config, data: Dataset, run: pathlib.Path, on_device: bool,
     """
     if (run / "config.json").exists():
         refuse_old_version((run / "config.json").read_text(errors="replace"), f"the run in {run}")
-    for folder in (FIRST, FLOW):
+    folders = [FIRST, *([DETAIL] if config.detail_width else []), *([FLOW] if config.prior == "flow" else [])]
+    for folder in (FIRST, DETAIL, FLOW):
         for line in set_damaged_aside(run / folder):
             watcher.warn(line)
-    stages = [] if has_checkpoints(run / FLOW) else [lambda: first_stage(config, data, watcher)]
-    if not stages:
-        refuse_other_latents(config, data.spec, run)
-    elif config.prior == "flow":
-        say_what_becomes_of_a_lost_flow(config, run, watcher)
-    if config.prior == "flow":
-        stages.append(lambda: second_stage(config, data, run))
+    last = next((folder for folder in (FLOW, DETAIL) if has_checkpoints(run / folder)), FIRST)
+    if last != FIRST:
+        refuse_other_latents(config, data.spec, run, last)
+    folders = folders[folders.index(last):]
+    for folder in folders[1:]:
+        say_what_becomes_of_a_lost_stage(config, run, folder, watcher)
     size = data.train.size // config.batch_size * config.batch_size
     with tqdm(total=size * config.all_epochs, unit=" faces", disable=jax.process_index() != 0, mininterval=0.5,
               dynamic_ncols=True, delay=1e-3) as bar:  # until there is something to do it is not shown
-        for stage in stages:  # the second one begins with what the first has left
-            train_stage(stage(), config, data, run, on_device, placement, watcher, bar)
+        for folder in folders:  # each begins with what the one before has left
+            stage = (first_stage(config, data, watcher) if folder == FIRST else
+                     later_stage(config, data, run, folder))
+            train_stage(stage, config, data, run, on_device, placement, watcher, bar)
 
 
-def refuse_other_latents(config: Config, spec: Spec, run: pathlib.Path) -> None:
-    """Raises InputError if the flow that is there belongs to other settings, or to latents of fewer or more epochs."""
-    with open_checkpoints(run / FLOW) as checkpoints:
+def refuse_other_latents(config: Config, spec: Spec, run: pathlib.Path, folder: str) -> None:
+    """Raises InputError if the stage that is there belongs to other settings, or to fewer or more epochs before it."""
+    with open_checkpoints(run / folder) as checkpoints:
         check_same(config, spec, checkpoints)
-        before = checkpoints.facts()[0].epochs
-    if before != config.epochs:
-        raise InputError(f"the flow in {run} was trained on the latents of --epochs={before}, not {config.epochs}, and "
-                         f"belongs to them; give --epochs={before}, or another --run_dir, or delete {run / FLOW} to "
-                         "train it again on those of more epochs")
+        old = checkpoints.facts()[0]
+    for flag in ("epochs", *(["detail_epochs"] if folder == FLOW and config.detail_width else [])):
+        before, now = getattr(old, flag), getattr(config, flag)
+        if before != now:
+            raise InputError(f"the {OWN[folder]} in {run} was trained on what --{flag}={before} left, not {now}, and "
+                             f"belongs to it; give --{flag}={before}, or another --run_dir, or delete {run / folder} "
+                             "to train it again after more epochs")
 
 
-def say_what_becomes_of_a_lost_flow(config: Config, run: pathlib.Path, watcher: Watcher) -> None:
-    """Raises InputError if there are records of a flow without a checkpoint, and no more epochs are asked for before
-    it; where they are, says that it is trained again.
+def say_what_becomes_of_a_lost_stage(config: Config, run: pathlib.Path, folder: str, watcher: Watcher) -> None:
+    """Raises InputError if there are records of a later stage without a checkpoint, and no more epochs are asked for
+    before it; where they are, says that it is trained again.
     """
     names = [record.get("stage") for record in read_metrics(run)]
-    lost, before = names.count("flow"), len(names) - names.count("flow")
+    lost, before = names.count(OWN[folder]), sum(name not in OWN.values() for name in names)
     if lost and config.epochs > before:
-        watcher.warn(f"the {lost} logged epochs of the flow in {run} are done again, on the latents of --epochs="
-                     f"{config.epochs}, not {before}")
+        watcher.warn(f"the {lost} logged epochs of the {OWN[folder]} in {run} are done again, on the latents of "
+                     f"--epochs={config.epochs}, not {before}")
     else:
-        refuse_lost_checkpoints(run / FLOW, lost, config.checkpoint_every)
+        refuse_lost_checkpoints(run / folder, lost, config.checkpoint_every)
 
 
 def train_stage(stage: Stage, config: Config, data: Dataset, run: pathlib.Path, on_device: bool,
@@ -353,8 +380,12 @@ def refuse_lost_checkpoints(folder: pathlib.Path, logged: int, checkpoint_every:
 def check_same(config: Config, spec: Spec, checkpoints: Checkpoints) -> None:
     """Raises InputError if a run that is there was trained with other settings or on other data."""
     old, old_spec, _ = checkpoints.facts()
-    # A run without a flow may be given one: nothing that it has depends on it.
-    free = MAY_CHANGE + OF_THE_FLOW if (old.prior, config.prior) == ("gaussian", "flow") else MAY_CHANGE
+    # A run may be given a later stage that it was to do without: nothing that it has depends on it.
+    free: tuple[str, ...] = MAY_CHANGE
+    if (old.prior, config.prior) == ("gaussian", "flow"):
+        free += LATER[FLOW]
+    if not old.detail_width and config.detail_width and checkpoints.folder.name == FIRST:
+        free += LATER[DETAIL]
     for field in dataclasses.fields(Config):
         before, now = getattr(old, field.name), getattr(config, field.name)
         if field.name not in free and before != now:

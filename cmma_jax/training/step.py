@@ -68,9 +68,12 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.Gradient
     return optax.chain(clip, rule, optax.masked(optax.scale(config.discriminator_rate), _discriminator)), rate
 
 
-def make_flow_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the second stage's optimiser, AdamW (Loshchilov and Hutter 2019), and its learning rate."""
-    rate = _rate(config, config.flow_rate, steps_per_epoch * config.flow_epochs)
+def make_later_optimizer(config: Config, highest: float, steps: int
+                         ) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimiser of the later stages, AdamW (Loshchilov and Hutter 2019), and its learning rate over `steps`
+    steps, at most `highest`.
+    """
+    rate = _rate(config, highest, steps)
     rule = optax.adamw(rate, b2=0.99, weight_decay=0.01, mask=lambda params: jax.tree.map(lambda a: a.ndim > 1, params))
     return optax.chain(optax.clip_by_global_norm(1.0), rule), rate
 

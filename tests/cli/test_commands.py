@@ -132,6 +132,7 @@ def test_export_writes_the_sampler_and_its_description(named_runs, tmp_path):
     (["generate", "--guidance=0", "--set", "Male=1"], ["guidance 0 forgets the attributes", "of which 1 is none"]),
     (["generate", "--guidance=2", "--run", "cgan"], ["cgan", "takes no guidance", "leave guidance out"]),
     (["generate", "--steps=0"], ["steps 0 is out of range"]),
+    (["generate", "--detail=1"], ["cmma", "has no detail"]),
     (["generate", "--steps=2.5"], ["--steps", "2.5"]),
     (["edit", "a.png", "--set", "Male=1", "--steps=0"], ["steps 0 is out of range"]),
     (["edit", "a.png", "--set", "Male=1", "--literal"], ["literal is for Gaussian priors", "leave literal out"]),

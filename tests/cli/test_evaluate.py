@@ -35,7 +35,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 TINY = ["--dataset=folder", "--image_size=16", "--likelihood=logistic_mixture",
         "--latent_channels=2", "--width=4", "--prior_hidden=8",
         "--flow_width=64", "--flow_blocks=1", "--devices=1", "--batch_size=8"]
-GAUSSIAN = ["--prior=gaussian", "--likelihood=gaussian"]
+GAUSSIAN = ["--prior=gaussian", "--likelihood=gaussian", "--detail_width=0"]
 STEPS = 3
 
 

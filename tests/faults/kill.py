@@ -4,7 +4,7 @@
 
 A fifth of the kills come at any moment, a fifth while a checkpoint is being written, a fifth between the stages, the
 rest shortly after a line of metrics.jsonl. A run is killed and started again until it ends; then the checkpoints of
-both of its stages and its records are compared.
+all of its stages and its records are compared.
 """
 
 import argparse
@@ -22,12 +22,14 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from cmma_jax.training.checkpoint import FIRST, FLOW, has_checkpoints, open_checkpoints
+from cmma_jax.training.checkpoint import DETAIL, FIRST, FLOW, has_checkpoints, open_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 EPOCHS = 3  # of each stage
 TINY = ["--dataset=folder", "--image_size=16", "--width=4", "--components=1", "--prior_hidden=8", "--flow_width=64",
         "--flow_blocks=1", "--devices=1", "--batch_size=2", f"--epochs={EPOCHS}", f"--flow_epochs={EPOCHS}"]
+TWO = ["--detail_width=0"]
+THREE = ["--detail_width=8", "--detail_blocks=1", f"--detail_epochs={EPOCHS}"]
 TIMING = ("seconds", "faces_per_second")
 LONGEST = 300  # seconds that a start may take
 # train.py without its pictures and its last figures: to compile them takes longer than all else, and changes nothing.
@@ -51,14 +53,13 @@ def lines(run: pathlib.Path) -> list[str]:
 
 def inside_a_save(run: pathlib.Path) -> bool:
     """Returns whether a checkpoint is being written: it has another name until it is whole."""
-    return any("tmp" in path.name for folder in (FIRST, FLOW) for path in (run / folder).glob("*"))
+    return any("tmp" in path.name for folder in (FIRST, DETAIL, FLOW) for path in (run / folder).glob("*"))
 
 
 def stage(run: pathlib.Path) -> str:
-    """Returns in which stage a run is, or that it is between them: the first one's epochs are done, the second one has
-    no checkpoint.
-    """
-    return "stage two" if has_checkpoints(run / FLOW) else "stage one" if len(lines(run)) < EPOCHS else "the border"
+    """Returns in which stage a run is, or that it is at a border: one's epochs are done, the next has no checkpoint."""
+    begun = sum(has_checkpoints(run / folder) for folder in (FIRST, DETAIL, FLOW))
+    return "a border" if len(lines(run)) >= EPOCHS * max(begun, 1) else ("one", "two", "three")[max(begun, 1) - 1]
 
 
 def moments(how: str, run: pathlib.Path, rng: random.Random, seconds: float) -> Iterator[bool]:
@@ -71,11 +72,12 @@ def moments(how: str, run: pathlib.Path, rng: random.Random, seconds: float) -> 
       seconds: what a whole start takes.
     """
     wait, before, more = rng.uniform(0, seconds if how == "any" else 0.3), len(lines(run)), rng.randint(1, 3)
+    border = EPOCHS * (1 + before // EPOCHS)
     while how == "save":
         yield len(lines(run)) >= before + more - 1 and inside_a_save(run)
     while how == "line" and len(lines(run)) < before + more:
         yield False
-    while how == "border" and len(lines(run)) < EPOCHS:
+    while how == "border" and len(lines(run)) < border:
         yield False
     began = time.monotonic()
     while True:
@@ -99,9 +101,11 @@ def records(run: pathlib.Path) -> list[dict]:
 
 
 def states(run: pathlib.Path) -> dict[tuple[str, int], dict]:
-    """Returns the state of each checkpoint of both stages: step, parameters, their average, optimiser."""
+    """Returns the state of each checkpoint of all stages: step, parameters, their average, optimiser."""
     found = {}
-    for folder in (FIRST, FLOW):
+    for folder in (FIRST, DETAIL, FLOW):
+        if not has_checkpoints(run / folder):
+            continue
         with open_checkpoints(run / folder) as checkpoints:
             found |= {(folder, step): checkpoints.manager.restore(step)["state"] for step in checkpoints.steps()}
     return found
@@ -112,7 +116,7 @@ def check_same(run: pathlib.Path, undisturbed: pathlib.Path) -> None:
     assert records(run) == records(undisturbed)
     assert [record["epoch"] for record in records(run)] == list(range(1, len(records(run)) + 1))
     mine, theirs = states(run), states(undisturbed)
-    assert list(mine) == list(theirs) and {folder for folder, _ in mine} == {FIRST, FLOW}
+    assert list(mine) == list(theirs) and {folder for folder, _ in mine} >= {FIRST, FLOW}
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
     configs = [json.loads((path / "config.json").read_text()) | {"run_dir": ""} for path in (run, undisturbed)]
     assert configs[0] == configs[1]
@@ -120,7 +124,7 @@ def check_same(run: pathlib.Path, undisturbed: pathlib.Path) -> None:
 
 
 def torment(faces: pathlib.Path, folder: pathlib.Path, undisturbed: pathlib.Path, seconds: float, hows: list[str],
-            seed: int = 0) -> str:
+            seed: int = 0, stages: list[str] = TWO) -> str:
     """Kills as often as hows say, starting anew what ends before; returns a sentence on what was done.
 
     Args:
@@ -130,14 +134,15 @@ def torment(faces: pathlib.Path, folder: pathlib.Path, undisturbed: pathlib.Path
       seconds: what it took.
       hows: of each kill, as of `moments`.
       seed: of the moments.
+      stages: flags that say which there are.
     """
     rng, began, runs, hows = random.Random(seed), time.monotonic(), 1, list(hows)
     at: collections.Counter[str] = collections.Counter()
     while True:
         run = folder / f"hurt{runs}"
-        process = start([*TINY, f"--data_dir={faces}", f"--run_dir={run}"], folder / f"hurt{runs}.log")
+        process = start([*TINY, *stages, f"--data_dir={faces}", f"--run_dir={run}"], folder / f"hurt{runs}.log")
         if hows and killed(process, moments(hows[0], run, rng, seconds)):
-            at.update([stage(run)] + ["inside a save"] * inside_a_save(run))
+            at.update([f"in stage {stage(run)}".replace("in stage a", "at a")] + ["inside a save"] * inside_a_save(run))
             print(f"{len(hows)} to go: killed at {hows[0]}, epoch {len(lines(run))}, {stage(run)}"
                   + (", inside a save" if inside_a_save(run) else ""), flush=True)
             hows = hows[1:]
@@ -170,9 +175,10 @@ def main() -> None:
         for _ in range(2):  # the second one is timed, with everything compiled
             began = time.monotonic()
             run = undisturbed if not undisturbed.exists() else folder / "timed"
-            assert start([*TINY, f"--data_dir={faces}", f"--run_dir={run}"], folder / "log").wait(LONGEST) == 0
+            assert start([*TINY, *THREE, f"--data_dir={faces}", f"--run_dir={run}"],
+                         folder / "log").wait(LONGEST) == 0
         print(f"{options.times} kills;", torment(faces, folder, undisturbed, time.monotonic() - began,
-                                                 hows[:options.times], options.seed))
+                                                 hows[:options.times], options.seed, THREE))
 
 
 if __name__ == "__main__":

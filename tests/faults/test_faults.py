@@ -21,14 +21,14 @@ from cmma_jax.cli import train
 from cmma_jax.models.distributions import split_each
 from cmma_jax.training import stages
 from cmma_jax.training.checkpoint import FIRST, FLOW, has_checkpoints, open_checkpoints, set_damaged_aside
-from tests.faults.kill import EPOCHS, LONGEST, ROOT, TINY, check_same, lines, records, start, states, torment
+from tests.faults.kill import EPOCHS, LONGEST, ROOT, TINY, TWO, check_same, lines, records, start, states, torment
 
 STEPS = 20  # an epoch, in two calls: a look from outside comes in its middle
 WHOLE = STEPS * EPOCHS  # of either stage
 
 
 def arguments(faces, run, *more):
-    return [*TINY, f"--data_dir={faces}", f"--run_dir={run}", *more]
+    return [*TINY, *TWO, f"--data_dir={faces}", f"--run_dir={run}", *more]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,7 +83,7 @@ def the_error(capsys):
 
 def test_killed_inside_a_save_and_between_the_stages_it_ends_the_same_bit_for_bit(undisturbed, faces, tmp_path):
     said = torment(faces, tmp_path, undisturbed, 10, ["save", "border", "save"])
-    assert "1 runs ended" in said and "inside a save" in said and "the border" in said
+    assert "1 runs ended" in said and "inside a save" in said and "at a border" in said
 
 
 @pytest.mark.parametrize("number, call, folder, step", [

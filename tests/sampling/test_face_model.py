@@ -17,7 +17,7 @@ from cmma_jax.data import load_dataset
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation.diversity import diversity
 from cmma_jax.models.distributions import row_keys
-from cmma_jax.models.flow import STEPS
+from cmma_jax.models.flow import STEPS, draw
 from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
 from cmma_jax.sampling.faces import LARGEST_BATCH, edit, generate
 from cmma_jax.training.checkpoint import FLOW
@@ -64,6 +64,23 @@ def test_guidance_is_1_5_where_attributes_are_asked_of_a_flow(model):
     free = [model.generate({}, n=4, guidance=w) for w in (None, 0, 2.5)]
     np.testing.assert_array_equal(free[0], free[1])
     np.testing.assert_array_equal(free[0], free[2])
+
+
+def test_pixels_are_drawn_at_the_details_temperature_where_it_is_asked_for(model, small):
+    changes = {"likelihood": "gaussian", "detail_width": 8, "detail_blocks": 1}
+    network, params = small.variant(**changes)
+    run = model.run._replace(model=network, params=params, spec=small.data.spec)
+    detailed = FaceModel(run)
+    faces = {t: detailed.generate({"Male": 1}, n=3, detail=t) for t in (None, 0, 1)}
+    y, mask = (np.repeat(a[None], 3, 0) for a in detailed.encode({"Male": 1}))
+    z = draw(network, params, row_keys(0, np.arange(3)), y, mask, guidance=jnp.float32(GUIDANCE))
+    np.testing.assert_allclose(faces[None], np.clip(network.likelihood(params, z, y, mask).mean, 0, 1), atol=1e-4)
+    assert all(np.abs(faces[one] - faces[other]).mean() > 0.01 for one, other in ((None, 0), (None, 1), (0, 1)))
+    np.testing.assert_allclose(faces[1], np.round(255 * faces[1]) / 255, atol=1e-6)
+    with pytest.raises(InputError, match="detail -1 is out of range"):
+        detailed.generate(detail=-1.0)
+    with pytest.raises(InputError, match="cmma in .* has no detail, by which pixels are drawn; leave detail out"):
+        model.generate(detail=1.0)
 
 
 def test_guidance_is_refused_where_it_means_nothing(model, named_runs, tmp_path):

@@ -1,4 +1,4 @@
-"""A run's two stages: what the second has of the first, which epochs may grow, and what a run without a flow is."""
+"""A run's stages: what each has of those before, which epochs may grow, and what a run without a later one is."""
 
 import dataclasses
 import json
@@ -8,24 +8,26 @@ import jax
 import numpy as np
 import pytest
 
-from cmma_jax.errors import InputError
+from cmma_jax.errors import InputError, Interrupted
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.training import parallel, stages
-from cmma_jax.training.checkpoint import FIRST, FLOW, open_checkpoints
+from cmma_jax.training.checkpoint import DETAIL, FIRST, FLOW, open_checkpoints
 from cmma_jax.training.config import Config
 from cmma_jax.training.records import read_metrics
 from cmma_jax.training.runs import find_runs, load_run
 from cmma_jax.training.stages import Watcher, train_run
 
+THREE = {"likelihood": "gaussian", "detail_width": 8, "detail_blocks": 1, "detail_epochs": 2}
 
-def train(small, run, **changes):
+
+def train(small, run, asked=lambda: 0, **changes):
     """Trains a run on the small data, two epochs a stage unless said otherwise; returns what was said and warned."""
     told = []
     config = dataclasses.replace(small.config, **{"run_dir": str(run), "epochs": 2, "flow_epochs": 2, "batch_size": 24,
                                                   "warmup_steps": 2, **changes})
     run.mkdir(exist_ok=True)
     train_run(config, small.data, run, True, parallel.place(1, "pmap", config.batch_size),
-              Watcher(told.append, told.append, lambda: 0, lambda *_: None, lambda *_: {}))
+              Watcher(told.append, told.append, asked, lambda *_: None, lambda *_: {}))
     return "\n".join(told)
 
 
@@ -33,6 +35,14 @@ def train(small, run, **changes):
 def finished(small, tmp_path_factory):
     run = tmp_path_factory.mktemp("stages") / "run"
     train(small, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def detailed(small, tmp_path_factory):
+    """A run of all three stages."""
+    run = tmp_path_factory.mktemp("stages") / "three"
+    train(small, run, **THREE)
     return run
 
 
@@ -141,7 +151,7 @@ def test_the_average_of_a_flow_counts_its_memory_from_the_flows_own_first_step(f
 
 
 def test_more_epochs_under_a_flow_are_refused_or_the_flow_is_trained_again(small, copy, finished):
-    with pytest.raises(InputError, match=r"trained on the latents of --epochs=2, not 3, .* or delete .*flow to train"):
+    with pytest.raises(InputError, match=r"trained on what --epochs=2 left, not 3, .* or delete .*flow to train"):
         train(small, copy, epochs=3)
     same(states(copy, FIRST), states(finished, FIRST))
     shutil.rmtree(copy / FLOW)
@@ -219,6 +229,71 @@ def test_a_flow_stands_alone_where_the_first_stages_checkpoints_are_gone(small, 
     assert not train(small, copy)
     train(small, copy, flow_epochs=3)
     assert not list((copy / FIRST).glob("*")) and len(read_metrics(copy)) == 5
+
+
+def test_a_detail_stands_between_the_two_and_each_stage_leaves_those_before_as_they_are(detailed):
+    assert [(record["epoch"], record["stage"], record["step"]) for record in read_metrics(detailed)] == [
+        (1, "autoencoder", 4), (2, "autoencoder", 8), (3, "detail", 4), (4, "detail", 8),
+        (5, "flow", 4), (6, "flow", 8)]
+    assert {"train_reconstruction", "validation_bits_per_dim", "validation_bound"} <= read_metrics(detailed)[2].keys()
+    assert "validation_bits_per_dim" not in read_metrics(detailed)[0]
+    best = {}
+    for folder in (FIRST, DETAIL):
+        with open_checkpoints(detailed / folder) as checkpoints:
+            best[folder] = states(detailed, folder)[checkpoints.best_step()]
+    for state in states(detailed, DETAIL).values():
+        assert state["params"].keys() == {"detail"} == state["moving"].keys()
+        same(state["frozen"], best[FIRST]["params"])
+    for state in states(detailed, FLOW).values():
+        assert state["params"].keys() == {"flow"} and state["frozen"].pop("scale")
+        same(state["frozen"], best[FIRST]["params"] | best[DETAIL]["params"])
+    run = load_run(detailed)
+    assert run.model.detail is not None and run.model.velocity is not None and run.epoch == 6
+    same(run.params["detail"], best[DETAIL]["params"]["detail"])
+
+
+@pytest.mark.parametrize("looks", [2, 3, 4])
+def test_a_run_stopped_in_its_detail_or_beside_it_goes_on_to_equal_bits(small, detailed, tmp_path, looks):
+    """At the end of the first stage, after an epoch of the detail, and at the detail's end."""
+    run, asked = tmp_path / "run", iter([0] * (looks - 1) + [15])
+    with pytest.raises(Interrupted):
+        train(small, run, asked=lambda: next(asked), **THREE)
+    assert len(records(run)) == looks and not (run / FLOW).exists()
+    early = load_run(run, unfinished=True)
+    assert early.model.velocity is None and (early.model.detail is not None) == (looks > 2)
+    with pytest.raises(InputError, match=f"stopped after epoch {looks} of 6, without a checkpoint of its flow"):
+        load_run(run)
+    train(small, run, **THREE)
+    assert records(run) == records(detailed)
+    for folder in (FIRST, DETAIL, FLOW):
+        same(states(run, folder), states(detailed, folder))
+
+
+def test_later_stages_may_be_given_to_a_run_that_was_to_do_without(small, detailed, tmp_path):
+    run = tmp_path / "run"
+    train(small, run, **THREE | {"detail_width": 0}, prior="gaussian")
+    assert load_run(run).model.detail is None
+    train(small, run, **THREE, prior="gaussian")
+    assert load_run(run).model.detail is not None and load_run(run).model.velocity is None
+    with pytest.raises(InputError, match="--detail_width=8, not 0"):
+        train(small, run, **THREE | {"detail_width": 0}, prior="gaussian")
+    train(small, run, **THREE)
+    assert records(run) == records(detailed)
+    for folder in (FIRST, DETAIL, FLOW):
+        same(states(run, folder), states(detailed, folder))
+    with pytest.raises(InputError, match=r"the flow in .* what --detail_epochs=2 left, not 3, .* or delete .*flow to"):
+        train(small, run, **THREE | {"detail_epochs": 3})
+    with pytest.raises(InputError, match="--detail_blocks=1, not 2"):
+        train(small, run, **THREE | {"detail_blocks": 2})
+    with pytest.raises(InputError, match="the flow in .* what --epochs=2 left, not 3"):
+        train(small, run, **THREE, epochs=3)
+
+
+def test_a_detail_cannot_be_given_to_a_run_under_its_flow(small, tmp_path):
+    run = tmp_path / "run"
+    train(small, run, **THREE | {"detail_width": 0})
+    with pytest.raises(InputError, match="--detail_width=0, not 8; give --detail_width=0 to go on"):
+        train(small, run, **THREE)
 
 
 OLD = json.dumps({"model": "cmma", "dataset": "small", "latent_size": 4, "linear_path": True, "epochs": 1})

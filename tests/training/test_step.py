@@ -14,7 +14,7 @@ from cmma_jax.errors import InputError
 from cmma_jax.models.objectives import make_flow_loss, make_loss
 from cmma_jax.training import parallel
 from cmma_jax.training.config import Config
-from cmma_jax.training.step import begin, fit, make_flow_optimizer, make_optimizer, make_run, make_step
+from cmma_jax.training.step import begin, fit, make_later_optimizer, make_optimizer, make_run, make_step
 
 ROUNDING = 5e-6  # after some steps, which magnify it; other noise is seen at 1e-2
 
@@ -217,7 +217,7 @@ def test_learning_rate_warms_up_and_falls():
 
 def test_the_flows_optimiser_shrinks_matrices_alone():
     """Where gradients are 0, AdamW's step is the decay's; biases, gains and the like do not shrink."""
-    optimizer, rate = make_flow_optimizer(settings(flow_rate=0.1, flow_epochs=2, warmup_steps=2), 5)
+    optimizer, rate = make_later_optimizer(settings(warmup_steps=2), 0.1, 10)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     assert float(rate(0)) == pytest.approx(0.05) and float(rate(9)) == pytest.approx(0.1)
