@@ -34,9 +34,10 @@ def log_prob(model: Model, params: Params, x: jax.Array, z: jax.Array, y: jax.Ar
     total = jnp.zeros(len(x))
     for level in range(LEVELS):
         first = _first(level)
-        if key is None:
-            for group in range(first, 4):
-                total += _group(model, params, x, picture, level, jnp.full(len(x), group))
+        if key is None:  # all groups of a level in one batch
+            groups = jnp.repeat(jnp.arange(first, 4), len(x))
+            whole, around = jax.tree.map(lambda a, n=4 - first: jnp.concatenate([a] * n), (x, picture))
+            total += _group(model, params, whole, around, level, groups).reshape(-1, len(x)).sum(0)
         else:
             uniform = standard_uniform(fold_each(key, level), (len(x), 1))[:, 0]
             random = first + jnp.floor((4 - first) * uniform).astype(int)

@@ -44,7 +44,7 @@ class Config(Architecture):
     epochs: int = 8
     """Passes over the training faces of the first stage, which trains f, g, h and h2 by the bound; a finished run goes
     on when this grows, if no later stage was begun, which belongs to the latents that it was trained on."""
-    detail_epochs: int = 12
+    detail_epochs: int = 8
     """Passes of the stage that trains the detail, if there is one, on the latents of the first's best epoch."""
     flow_epochs: int = 60
     """Passes of the last stage, which trains the flow on those latents, if --prior=flow."""
