@@ -27,7 +27,8 @@ from cmma_jax.training.runs import load_data, load_run
 
 CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "default": (),
-    "Gaussian pixels": ("--likelihood=gaussian",),
+    "without the detail": ("--detail_width=0",),
+    "mixture of logistics": ("--likelihood=logistic_mixture", "--detail_width=0"),
     "2 channels": ("--latent_channels=2",),
     "8 channels": ("--latent_channels=8",),
     "8x8 cells, 16 channels": ("--latent_cells=8", "--latent_channels=16"),
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--epochs", type=int, default=5, help="of each row's first stage")
-    parser.add_argument("--flow_epochs", type=int, default=10, help="of its second")
+    parser.add_argument("--detail_epochs", type=int, default=2, help="of its detail")
+    parser.add_argument("--flow_epochs", type=int, default=10, help="of its flow")
     parser.add_argument("--bound_faces", type=int, default=100, help="of a flow's bound")
     parser.add_argument("--classifier", default="", help="a classifier's folder; empty: none")
     parser.add_argument("--runs_dir", default="runs/ablation")
@@ -55,8 +57,8 @@ def main(argv: list[str]) -> int:
     for name, flags in CONFIGURATIONS.items():
         run_dir = pathlib.Path(options.runs_dir) / name.replace(" ", "-").replace(",", "")
         code = train.main(["--model=cmma", *flags, f"--dataset={options.dataset}", f"--data_dir={options.data_dir}",
-                           f"--epochs={options.epochs}", f"--flow_epochs={options.flow_epochs}",
-                           f"--run_dir={run_dir}"])
+                           f"--epochs={options.epochs}", f"--detail_epochs={options.detail_epochs}",
+                           f"--flow_epochs={options.flow_epochs}", f"--run_dir={run_dir}"])
         if code:
             return code
         data = load_data(load_run(run_dir))
@@ -66,7 +68,8 @@ def main(argv: list[str]) -> int:
         rows[name] = measure(run_dir, data, tools, arguments)
         print(f"{name}: {json.dumps(rows[name])}", flush=True)
         command = ("python -m benchmarks.ablation " + " ".join(
-            f"--{flag}={getattr(options, flag)}" for flag in ("dataset", "epochs", "flow_epochs", "bound_faces")))
+            f"--{flag}={getattr(options, flag)}" for flag in (
+                "dataset", "epochs", "detail_epochs", "flow_epochs", "bound_faces")))
         record = {"command": command, "device": jax.devices()[0].device_kind, "rows": rows}
         pathlib.Path(options.out).write_text(json.dumps(record, indent=1) + "\n")
     print("\n" + to_markdown(rows) + f"\n\nwritten to {options.out}")

@@ -328,7 +328,8 @@ def main() -> None:
             ratio = np.median(np.asarray(seconds[name]) / np.asarray(seconds["cmma_jax"]))
             share = flops / np.median(seconds[name]) / (2 * SIDE**3 / np.median(seconds[f"product {own}"]))
             print(f"| {OWN.get(folder, 'autoencoder')}, {count / 1e6:.2f} M parameters, "
-                  f"{flops / options.batch_size / 1e9:.2f} GFLOP a face: {name} | {np.median(faces_s):,.0f} ({faces_s.min():,.0f} to {faces_s.max():,.0f}) | "
+                  f"{flops / options.batch_size / 1e9:.2f} GFLOP a face: {name} | "
+                  f"{np.median(faces_s):,.0f} ({faces_s.min():,.0f} to {faces_s.max():,.0f}) | "
                   f"{'' if name == 'cmma_jax' else f'{ratio:.2f} x'} | {share:.0%} |", flush=True)
     print()
     for name, each in rates.items():
