@@ -16,12 +16,7 @@ from cmma_jax.data.dataset import Dataset, Faces, spread, spread_rows
 from cmma_jax.data.files import make_folder, read_lines
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation import baselines, editing, embeddings, flows, table
-from cmma_jax.evaluation.classifier import (
-    COMMAND,
-    VISIBLE_AUC,
-    Classifier,
-    predict,
-)
+from cmma_jax.evaluation.classifier import COMMAND, VISIBLE_AUC, Classifier, predict
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import Sampler, files, model_sampler, parzen
 from cmma_jax.evaluation.tools import Tools, find_tools, look

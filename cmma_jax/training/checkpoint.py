@@ -31,7 +31,6 @@ RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's 
 ON_HOST = ocp.RestoreArgs(restore_type=np.ndarray)
 SAVE_SECONDS = 300  # in which a save must end: one that hangs is told as an error, and not waited for for ever
 DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES)
-UNSUMMED = {"config", "spec", "metrics"}  # all that the facts held before there were sums
 
 
 def has_checkpoints(folder: pathlib.Path) -> bool:
@@ -64,13 +63,8 @@ class Checkpoints(NamedTuple):
         """Saves a state (it has a `step`) with its config, its data's description and its metrics.
 
         The values are copied to the host first, so the devices may go on; the writing is done in the
-        background and ends at the latest when the folder is closed.
-
-        Args:
-          state: all that training changes.
-          config, spec: what the run is.
-          metrics: its score among them, where the state was measured.
-          begun: the means of an epoch's steps so far, where it stands inside one.
+        background and ends at the latest when the folder is closed. metrics: its score among them, where the state was
+        measured; begun: the means of an epoch's steps so far, where it stands inside one.
 
         Raises:
           InputError: it, or the one before it, cannot be written; those before are as they were.
@@ -117,7 +111,7 @@ class Checkpoints(NamedTuple):
 
     def begun(self) -> dict[str, list[float]]:
         """Returns the means of the steps that the latest checkpoint has taken of an epoch it stands inside."""
-        return self._facts(None).get("begun", {})
+        return self._facts(None)["begun"]
 
     def _restore(self, like: Any, step: int | None, partial: bool) -> Any:
         step = self._step(step)
@@ -171,16 +165,12 @@ def _sums(tree: Any) -> dict[str, int]:
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
     """Returns the facts in a checkpoint's JSON; raises ValueError if they are not those that were saved."""
-    if set(content) == UNSUMMED:
-        return content
     if content["sum"] != _sum_of_facts(content["facts"]):
         raise ValueError("its facts have another checksum")
     return content["facts"]
 
 
 def _check_sums(tree: Any, facts: dict[str, Any]) -> None:
-    if set(facts) == UNSUMMED:
-        return
     wrong = [name for name, value in _sums(tree).items() if facts["sums"].get(name) != value]
     if wrong:
         raise ValueError(f"{wrong[0]} has another checksum")

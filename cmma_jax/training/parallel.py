@@ -29,37 +29,26 @@ Tree = Any
 
 
 class Placement(NamedTuple):
-    """How a computation is laid over devices.
+    """How a computation is laid over devices; `share` and `mean` are for inside the computation."""
 
-    Attributes:
-      count: number of devices, over all processes.
-      share: inside the computation, a tree of [B, ...] arrays -> the rows this device works on.
-      mean: inside the computation, a tree of per-device means -> their mean over the devices.
-      rows: [B / processes] the numbers of the batch's rows that this process's devices work on, in their order.
-      put: a tree of host arrays -> the same values on every device.
-      split: a tree of host arrays [n, B / processes, ...], those rows of n batches -> the same on this process's
-        devices, to each its part of axis 1, which the computation then has to itself.
-      get: what `put` or `compile` returned -> a tree of single arrays, without a copy where possible.
-      compile: function of (state, data) -> the same compiled; the state is donated.
-    """
-
-    count: int  # type: ignore[assignment]  # a tuple has a method of that name, which nobody calls here
-    share: Callable[[Tree], Tree]
-    mean: Callable[[Tree], Tree]
-    rows: np.ndarray
-    put: Callable[[Tree], Tree]
+    # Of devices, over all processes. A tuple has a method of that name, which nobody calls here.
+    count: int  # type: ignore[assignment]
+    share: Callable[[Tree], Tree]  # a tree of [B, ...] arrays -> the rows this device works on
+    mean: Callable[[Tree], Tree]  # a tree of per-device means -> their mean over the devices
+    rows: np.ndarray  # [B / processes] the numbers of the batch's rows that this process's devices work on, in order
+    put: Callable[[Tree], Tree]  # a tree of host arrays -> the same values on every device
+    # A tree of host arrays [n, B / processes, ...], those rows of n batches -> the same on this process's devices, to
+    # each its part of axis 1, which the computation then has to itself.
     split: Callable[[Tree], Tree]
-    get: Callable[[Tree], Tree]
-    compile: Callable[[Callable], Callable]
+    get: Callable[[Tree], Tree]  # what `put` or `compile` returned -> single arrays, without a copy where possible
+    compile: Callable[[Callable], Callable]  # function of (state, data) -> the same compiled; the state is donated
 
 
 def place(devices: int, how: str, batch_size: int) -> Placement:
     """Returns the placement for `--devices` and `--parallel`.
 
-    Args:
-      devices: how many; 0 for all that JAX sees. Several processes always use all of theirs.
-      how: "pmap" or "mesh"; one device uses plain jit for either.
-      batch_size: faces a step over all devices; their number must divide it.
+    devices: 0 for all that JAX sees; several processes always use all of theirs. how: "pmap" or "mesh"; one device uses
+    plain jit for either. batch_size: faces a step over all devices.
 
     Raises:
       InputError: there are fewer devices, or they do not divide the batch.
@@ -205,9 +194,8 @@ def on_all_processes(tree: Tree) -> Tree:
 def room_for_faces(data_on_device: str) -> float:
     """Returns how many bytes of training faces go to every device; more are streamed.
 
-    Args:
-      data_on_device: "true": any number; "false": none; "auto": DATA_SHARE of a device's memory, which CPU devices
-        have in equal parts of the machine's, and of the machine's, where the faces lie as well.
+    data_on_device: "true": any number; "false": none; "auto": DATA_SHARE of a device's memory, which CPU devices have
+    in equal parts of the machine's, and of the machine's, where the faces lie as well.
     """
     if data_on_device != "auto":
         return {"true": math.inf, "false": 0.0}[data_on_device]
@@ -259,12 +247,9 @@ def prepare() -> None:
 
 
 def over_devices(function: Callable[..., jax.Array], shared: int, devices: int) -> Callable[..., jax.Array]:
-    """Returns function compiled, the work split over local devices along a leading axis.
+    """Returns function compiled, the work split over so many local devices along a leading axis, which they divide.
 
-    Args:
-      function: pure, of `shared` arguments that every device needs whole, then of [M, ...] arrays; returns [M, ...].
-      shared: how many of the first arguments those are.
-      devices: how many; they divide M.
+    function: pure, of `shared` arguments that every device needs whole, then of [M, ...] arrays; returns [M, ...].
     """
     if devices == 1:
         return jax.jit(function)

@@ -20,21 +20,13 @@ MOMENTUM_EPOCHS = 250  # over which sgd's momentum rises (Gauthier 2015)
 
 
 class TrainState(NamedTuple):
-    """All that training changes; with the seed and the data it determines every later step.
+    """All that training changes; with the seed and the data it determines every later step."""
 
-    Attributes:
-      step: int32, steps taken.
-      params: those that are trained, as they are to be evaluated.
-      opt_state: the optimiser's.
-      moving: the parameters that the steps move, where `params` are their average; else empty.
-      frozen: the model's other parameters, which an earlier stage trained.
-    """
-
-    step: jax.Array
-    params: Any
+    step: jax.Array  # int32, steps taken
+    params: Any  # those that are trained, as they are to be evaluated
     opt_state: Any
-    moving: Any = ()
-    frozen: Any = ()
+    moving: Any = ()  # the parameters that the steps move, where `params` are their average; else empty
+    frozen: Any = ()  # the model's other parameters, which an earlier stage trained
 
     @property
     def whole(self) -> Any:
@@ -53,11 +45,6 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.Gradient
     adagrad starts with an accumulator of 0, as Torch7's does: with optax's 0.1 the first steps differ
     300-fold. Its first gradients stay in the accumulator for ever, so that it needs both the warm-up and the
     clipping.
-
-    Args:
-      config: optimizer, learning_rate, schedule, warmup_steps, clip_norm, momentum, final_momentum,
-        discriminator_rate, epochs.
-      steps_per_epoch: gives the schedules' lengths in steps.
     """
     rate = _rate(config, config.learning_rate, steps_per_epoch * config.epochs)
     momentum = optax.linear_schedule(config.momentum, config.final_momentum, MOMENTUM_EPOCHS * steps_per_epoch)
@@ -98,11 +85,8 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
 
     Args:
       loss: (params, [B] keys, x, y, mask) -> ([B] loss, a tree of per-example terms).
-      optimizer: as optax has them.
-      seed: of the noise.
       batch_size: faces a step, over all devices.
       mirror: whether each face is mirrored half of the times.
-      placement: where it runs.
       average: decay of the parameters' moving average, begun with a shorter memory; 0: there is none.
       stage: another one has other noise.
     """
@@ -167,10 +151,7 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, se
       run: from `make_run`.
       state: host values; they are put on the devices here.
       faces: host values, or memory maps.
-      placement: where they go.
-      seed: of the order.
       batch_size: faces a step, over all devices.
-      epochs: to train in all.
       steps_per_call: steps between looks from outside: many where steps are fast. Looks are taken at epochs' ends.
       on_device: whether all faces are put on every device. If not, threads read the batches ahead of the steps, each
         process its own rows of them.

@@ -143,10 +143,8 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
       models: the first is the one that the page begins with; all know the same attributes.
       test: faces to pick from; None: the first model makes some.
       runs_dir: where the results table of evaluate.py lies, if there is one.
-      names: hosts that are answered; see `names_of`.
       waiting: requests at the models at once, beyond which 503 is answered.
-      root_path: the path under which a server before this one has the page; it may pass it on or take it off.
-      public: hosts of such a server.
+      names, root_path, public: as of `Guard`.
     """
     spec, first = models[0].run.spec, models[0]
     faces = studio.choose_faces(first, test)
