@@ -221,11 +221,7 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
 
 
 def edited_columns(names: str, data: Dataset, classifier: Classifier) -> np.ndarray:
-    """Returns the numbers of the attributes to be edited: those named, with commas between, or all visible ones.
-
-    Raises:
-      InputError: there is no attribute of that name, or the classifier does not see it.
-    """
+    """Returns the numbers of the attributes to be edited: those named, with commas between, or all visible ones."""
     if not names:
         return np.flatnonzero(classifier.visible)
     columns = np.asarray([Attributes(data.spec).find(name.strip()) for name in names.split(",")])

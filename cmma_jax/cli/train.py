@@ -49,11 +49,7 @@ FLOW_FACES = 100  # on which a finished flow's bound is told: each takes some hu
 
 
 def parse(argv: list[str], program: str = PROGRAM) -> Config:
-    """Returns the settings of a command line; the preset and the data set say where they start.
-
-    Raises:
-      InputError: one line for an unknown flag or a bad value, with what was meant.
-    """
+    """Returns the settings of a command line, as `command_line.parse`; preset and data set say where they start."""
     preset, model = _peek(argv, "preset", Config.preset), _peek(argv, "model", Config.model)
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}{did_you_mean(preset, list(PRESETS))}")

@@ -302,11 +302,7 @@ class FaceModel:
         return x
 
     def _guidance(self, guidance: float | None, asked: bool) -> jax.Array | None:
-        """Returns the scale that a flow is given, None for none; asked: whether any attribute is.
-
-        Raises:
-          InputError: it is below 0, or 0 and forgets attributes, or the flow that it is for is not there.
-        """
+        """Returns the scale that a flow is given, None for none; asked: whether any attribute is."""
         if guidance is not None:
             _require(guidance, "guidance", 0.0)
             if guidance == 0 and asked:

@@ -86,8 +86,7 @@ class Checkpoints(NamedTuple):
     def restore(self, like: Any, step: int | None = None) -> Any:
         """Returns the state of a step (the latest if None) as NumPy arrays, in the structure of `like`.
 
-        Raises:
-          InputError: there is no checkpoint, it is damaged, or it does not fit `like`.
+        Raises InputError if there is no checkpoint, it is damaged, or it does not fit `like`.
         """
         return self._restore(like, step, partial=False)
 
@@ -100,11 +99,7 @@ class Checkpoints(NamedTuple):
         return found["params"] | found.get("frozen", {})
 
     def facts(self, step: int | None = None) -> tuple[Config, Spec, dict[str, float]]:
-        """Returns the config, the data's description and the metrics of a step (the latest if None).
-
-        Raises:
-          InputError: there is no checkpoint, it is damaged, or version 0.1 made it.
-        """
+        """Returns config, data's description and metrics of a step (the latest if None); raises as `restore`."""
         facts = self._facts(step)
         refuse_old_version(json.dumps(facts["config"]), f"the run in {self.folder.parent}")
         return Config.from_json(json.dumps(facts["config"])), Spec.from_json(facts["spec"]), facts["metrics"]
