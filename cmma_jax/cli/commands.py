@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError
+from cmma_jax.models.architecture import check
 from cmma_jax.models.flow import STEPS
 from cmma_jax.sampling import photos, pictures
 from cmma_jax.sampling.attributes import parse_settings
@@ -98,7 +99,7 @@ class Generate(_Run):
 
     def act(self) -> None:
         for name in ("n", "columns"):
-            _check(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
+            check(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
         model = self.model()
         made = model.generate(parse_settings(self.set), self.n, self.seed, self.temperature, self.groups,
                               self.guidance, self.steps)
@@ -135,7 +136,7 @@ class Edit(_Run, _Photo):
     """The picture to write."""
 
     def act(self) -> None:
-        _check(math.isfinite(self.intensity), "intensity", self.intensity, "a finite number")
+        check(math.isfinite(self.intensity), "intensity", self.intensity, "a finite number")
         if not self.set:
             raise InputError("nothing to change; give --set NAME=VALUE, such as --set Mustache=1")
         model = self.model()
@@ -221,8 +222,8 @@ class Sweep(_Run, _Photo):
     """A .gif moves; a .png is a row of faces."""
 
     def act(self) -> None:
-        _check(self.frames > 1, "frames", self.frames, "2 or more")
-        _check(0 < self.reach < math.inf, "reach", self.reach, "a finite number above 0")
+        check(self.frames > 1, "frames", self.frames, "2 or more")
+        check(0 < self.reach < math.inf, "reach", self.reach, "a finite number above 0")
         model = self.model()
         levels = np.linspace(-self.reach, self.reach, self.frames)
         if self.photo:
@@ -285,8 +286,3 @@ def _write_frames(faces: np.ndarray, out: str) -> None:
         print(out)
     else:
         _write(pictures.grid([faces]), out)
-
-
-def _check(good: bool, name: str, value: object, expected: str) -> None:
-    if not good:
-        raise InputError(f"--{name}={value} is out of range; give {expected}")

@@ -20,6 +20,7 @@ from cmma_jax.evaluation.classifier import COMMAND, VISIBLE_AUC, Classifier, pre
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import Sampler, files, model_sampler, parzen
 from cmma_jax.evaluation.tools import Tools, find_tools, look
+from cmma_jax.models.architecture import check
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS
 from cmma_jax.models.model import count_parameters
@@ -105,13 +106,10 @@ class Arguments:
     def __post_init__(self) -> None:
         for name, least in (("limit", 1), ("samples", 0), ("iwae", 1), ("batch_size", 1), ("seed", 0), ("steps", 1),
                             ("bound_faces", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name}={getattr(self, name)} is out of range; give {least} or more")
-        if not 0 <= self.guidance < math.inf:
-            raise InputError(f"--guidance={self.guidance} is out of range; give a finite number above 0, 1 for none, "
-                             "or 0 for what is shipped")
-        if not all(0 < intensity < math.inf for intensity in self.intensities):
-            raise InputError(f"--intensities={self.intensities} are out of range; give numbers above 0")
+            check(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
+        check(0 <= self.guidance < math.inf, "guidance", self.guidance,
+              "a finite number above 0, 1 for none, or 0 for what is shipped")
+        check(all(0 < each < math.inf for each in self.intensities), "intensities", self.intensities, "numbers above 0")
 
 
 def evaluate(arguments: Arguments) -> None:

@@ -24,6 +24,7 @@ from cmma_jax.data.dataset import Dataset
 from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation.classification import aucs, best_threshold, mean_known
+from cmma_jax.models.architecture import check
 from cmma_jax.models.distributions import Bernoulli, split_each
 from cmma_jax.models.networks import HE_NORMAL, STAGES
 from cmma_jax.models.spec import Spec
@@ -67,10 +68,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "epochs", "batch_size", "learning_rate", "width", "hidden"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name}={getattr(self, name)} is out of range; give a number above 0")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout={self.dropout} is out of range; give from 0 to below 1")
+            check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
 
     def out_path(self) -> pathlib.Path:
         """Returns `out`, or where the classifier lies if it was not given."""

@@ -80,21 +80,17 @@ class Attributes:
         text, column = str(value).strip().lower(), self.find(name)
         wrong = f"{self.spec.attributes[column]}={value} "
         kind = self.spec.kinds[column]
-        number = WORDS.get(text) if kind == "binary" else None
         try:
             if kind == "binary":
-                number = float(text) if number is None else number
+                number = WORDS[text] if text in WORDS else float(text)
                 good = 0 <= number <= 1
             elif match := re.fullmatch(r"p(\d+(\.\d*)?)", text):
-                percentile = float(match[1])
-                good = percentile <= 100
-                scores = self.spec.attribute_percentiles[column]
+                percentile, scores = float(match[1]), self.spec.attribute_percentiles[column]
                 number = self._standard(column, float(np.interp(percentile, np.arange(101), scores)))
-            elif text.endswith("sd"):
-                number = float(text.removesuffix("sd"))
-                good = abs(number) <= FARTHEST
+                good = percentile <= 100
             else:
-                number = self._standard(column, float(text))
+                deviations = text.endswith("sd")
+                number = float(text.removesuffix("sd")) if deviations else self._standard(column, float(text))
                 good = abs(number) <= FARTHEST
         except ValueError:
             raise InputError(wrong + f"is no value of it; give {FORMS[kind]}") from None

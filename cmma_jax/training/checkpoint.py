@@ -210,10 +210,8 @@ def _damage(checkpoint: pathlib.Path) -> str | None:
 def set_damaged_aside(folder: pathlib.Path | str) -> list[str]:
     """Moves checkpoints that cannot be read back whole from `folder` to damaged/ of the same name beside it.
 
-    All are looked at, so that the best can be relied on too. Every process of a run must call it.
-
-    Returns:
-      A line on each, which names it and its damage.
+    All are looked at, so that the best can be relied on too. Every process of a run must call it. Returns a line on
+    each, which names it and its damage.
 
     Raises:
       InputError: none is whole, and nothing was moved; or it cannot be moved.

@@ -31,14 +31,13 @@ Tree = Any
 class Placement(NamedTuple):
     """How a computation is laid over devices; `share` and `mean` are for inside the computation."""
 
-    # Of devices, over all processes. A tuple has a method of that name, which nobody calls here.
-    count: int  # type: ignore[assignment]
+    devices: int  # how many, over all processes
     share: Callable[[Tree], Tree]  # a tree of [B, ...] arrays -> the rows this device works on
     mean: Callable[[Tree], Tree]  # a tree of per-device means -> their mean over the devices
     rows: np.ndarray  # [B / processes] the numbers of the batch's rows that this process's devices work on, in order
     put: Callable[[Tree], Tree]  # a tree of host arrays -> the same values on every device
-    # A tree of host arrays [n, B / processes, ...], those rows of n batches -> the same on this process's devices, to
-    # each its part of axis 1, which the computation then has to itself.
+    # A tree of host arrays [B / processes, ...], those rows of a batch -> the same on this process's devices, to each
+    # its part, which the computation then has to itself.
     split: Callable[[Tree], Tree]
     get: Callable[[Tree], Tree]  # what `put` or `compile` returned -> single arrays, without a copy where possible
     compile: Callable[[Callable], Callable]  # function of (state, data) -> the same compiled; the state is donated
@@ -101,8 +100,7 @@ def _pmap(devices: list[jax.Device], batch_size: int) -> Placement:
         return copy(np.arange(len(local)), tree)
 
     def split(tree: Tree) -> Tree:
-        return spread(jax.tree.map(
-            lambda a: np.moveaxis(a.reshape(len(a), len(local), -1, *a.shape[2:]), 1, 0), tree))
+        return spread(jax.tree.map(lambda a: a.reshape(len(local), -1, *a.shape[1:]), tree))
 
     def get(tree: Tree) -> Tree:
         return jax.tree.map(lambda a: a.addressable_data(0).reshape(a.shape[1:]), tree)
@@ -115,8 +113,6 @@ def _pmap(devices: list[jax.Device], batch_size: int) -> Placement:
 def _mesh(devices: list[jax.Device], batch_size: int) -> Placement:
     mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-    streamed = NamedSharding(mesh, PartitionSpec(None, AXIS))
-    local = [device for device in devices if device.process_index == jax.process_index()]
 
     def share(tree: Tree) -> Tree:
         return jax.lax.with_sharding_constraint(tree, divided)
@@ -125,12 +121,8 @@ def _mesh(devices: list[jax.Device], batch_size: int) -> Placement:
         return jax.tree.map(lambda a: jax.make_array_from_callback(np.shape(a), everywhere, lambda _: a), tree)
 
     def split(tree: Tree) -> Tree:
-        def one(a: np.ndarray) -> jax.Array:
-            pieces = [jax.device_put(piece, device)
-                      for piece, device in zip(np.split(a, len(local), 1), local, strict=True)]
-            shape = (len(a), batch_size, *a.shape[2:])
-            return jax.make_array_from_single_device_arrays(shape, streamed, pieces)
-        return jax.tree.map(one, tree)
+        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(divided, a, (batch_size, *a.shape[1:])),
+                            tree)
 
     def get(tree: Tree) -> Tree:
         return jax.tree.map(lambda a: a.addressable_data(0), tree)

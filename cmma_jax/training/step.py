@@ -123,8 +123,8 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
 def make_run(step: Callable, placement: Placement) -> Callable[[TrainState, tuple], tuple[TrainState, dict]]:
     """Returns run(state, (faces, batch)), a compiled step.
 
-    faces are all of them, on the devices, and batch its row numbers, [1, B]; or faces is None, and batch is those faces
-    themselves, [1, B, ...] each, every device with its share of B: they were streamed.
+    faces are all of them, on the devices, and batch its row numbers, [B]; or faces is None, and batch is those faces
+    themselves, [B, ...] each, every device with its share of B: they were streamed.
 
     Several steps are not one `lax.scan`: inside a loop XLA's convolutions have gradients on a CPU that take a hundred
     times as long, and a step takes longer than its dispatch everywhere.
@@ -132,7 +132,6 @@ def make_run(step: Callable, placement: Placement) -> Callable[[TrainState, tupl
 
     def run(state: TrainState, data: tuple[Faces | None, Any]) -> tuple[TrainState, dict]:
         faces, batch = data
-        batch = jax.tree.map(lambda a: a[0], batch)
         if faces is not None:
             rows = placement.share(batch)
             batch = Faces(*(a[rows] for a in faces))
@@ -168,11 +167,11 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, se
     state = placement.put(state)
     if on_device:
         whole = placement.put(faces)
-        calls: Generator[list, None, None] = ([(whole, placement.put(row[None])) for row in each] for each in rows)
+        calls: Generator[list, None, None] = ([(whole, placement.put(row)) for row in each] for each in rows)
     else:
         def read(each: np.ndarray) -> list:
             mine = each[:, placement.rows]
-            return [(None, placement.split(Faces(*(a[row[None]] for a in faces)))) for row in mine]
+            return [(None, placement.split(Faces(*(a[row] for a in faces)))) for row in mine]
 
         calls = read_ahead(read, rows)
     with contextlib.closing(calls):

@@ -8,6 +8,7 @@ import pathlib
 import socket
 
 from cmma_jax.errors import InputError
+from cmma_jax.models.architecture import check
 from cmma_jax.sampling.face_model import FaceModel, load
 from cmma_jax.training.runs import find_runs, load_data, load_run
 
@@ -39,8 +40,7 @@ class Web:
     def __post_init__(self) -> None:
         if self.root_path and not (self.root_path.startswith("/") and not self.root_path.endswith("/")):
             raise InputError(f"--root_path={self.root_path}: give a path that begins with / and does not end with it")
-        if not 0 <= self.port <= 65535:
-            raise InputError(f"--port={self.port} is out of range; give 0 to 65535")
+        check(0 <= self.port <= 65535, "port", self.port, "0 to 65535")
 
     def act(self) -> None:
         """Loads the models, compiles what the page asks of them, and serves it until it is interrupted."""
