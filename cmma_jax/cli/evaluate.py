@@ -58,7 +58,7 @@ class Arguments:
 
     parzen: bool = False
     """Parzen-window estimates, the baselines, the classifier and what else looks at generated faces too."""
-    intensities: tuple[float, ...] = editing.INTENSITIES
+    intensities: tuple[float, ...] = (1.0,)
     """Of the edits: how often the difference that a label makes is applied."""
     editing: bool = False
     """Instead: do edits of faces show, do they keep the rest, and are attributes inferred rightly. Needs the

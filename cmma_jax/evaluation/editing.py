@@ -19,7 +19,6 @@ from cmma_jax.evaluation.table import Figures
 from cmma_jax.sampling.attributes import Attributes
 from cmma_jax.sampling.face_model import FaceModel
 
-INTENSITIES = (1.0,)
 IDENTITY_FACES = 3  # for each attribute, other ones each time: an embedding costs as much as a hundred edits
 PAIRS = 500  # of two real faces of one person, and of two persons
 

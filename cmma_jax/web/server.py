@@ -150,8 +150,6 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
     faces = studio.choose_faces(first, test)
     pictures = [studio.to_png(face / np.float32(255)) for face in faces]
     studios = {model.run.system: studio.open_studio(model, faces[0]) for model in models}
-    files = {path: (resources.files("cmma_jax.web").joinpath(name).read_bytes(), kind)
-             for path, (name, kind) in FILES.items()}
     height, width, channels = spec.image_shape
     ranges = [RANGE[kind] for kind in set(spec.kinds)]
     lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -307,7 +305,8 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
         """The newest results table of evaluate.py for this data set."""
         return read_results(runs_dir, spec.dataset)
 
-    for path, (content, kind) in files.items():
+    for path, (name, kind) in FILES.items():
+        content = resources.files("cmma_jax.web").joinpath(name).read_bytes()
         app.add_route(path, _file(content, kind), include_in_schema=False)
     return app
 
