@@ -87,9 +87,8 @@ class FaceModel:
             1 where there is no flow. Where nothing is asked for it has no effect.
           steps: of the flow's solver, two velocities each; fewer are faster and less exact.
         """
-        y, mask = self.encode(attributes or {}, groups=groups)
-        return self.generate_encoded(np.repeat(y[None], max(n, 0), 0), np.repeat(mask[None], max(n, 0), 0), seed,
-                                     temperature, guidance, steps)
+        return self.generate_encoded(*self._rows(attributes or {}, max(n, 0), groups), seed, temperature, guidance,
+                                     steps)
 
     def generate_encoded(self, y: np.ndarray, mask: np.ndarray, seed: int = 0, temperature: float = 1.0,
                          guidance: float | None = None, steps: int = STEPS) -> np.ndarray:
@@ -158,9 +157,8 @@ class FaceModel:
         x = self._faces(x)
         mean, deviation = self._infer(x, *self._rows(y or {}, len(x), True), seed, samples, steps)
         spec = self.run.spec
-        scale, middle = (np.where(spec.binary, plain, a)[None] for plain, a in (
-            (1, np.asarray(spec.attribute_std)), (0, np.asarray(spec.attribute_mean))))
-        mean, deviation = mean * scale + middle, deviation * scale
+        scale = np.where(spec.binary, 1, spec.attribute_std)[None]
+        mean, deviation = mean * scale + np.where(spec.binary, 0, spec.attribute_mean)[None], deviation * scale
         return {name: (mean[:, i], deviation[:, i]) for i, name in enumerate(self.attributes)}
 
     def reconstruct(self, x: np.ndarray, y: Settings | None = None) -> np.ndarray:
