@@ -50,7 +50,7 @@ def ours(folder: str, config: Config, data: Dataset, steps: int) -> tuple[Run, i
         nonlocal state
         began = time.perf_counter()
         for _ in range(steps):
-            state, means = step(state, (faces, placement.put(next(rows))))
+            state, means = step(state, (faces, placement.put(next(rows)[0])))
         jax.block_until_ready((state, means))
         return (time.perf_counter() - began) / steps
 

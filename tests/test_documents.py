@@ -65,8 +65,7 @@ def ours(words):
     if arguments[0] in PROGRAMS:
         module = {"train": train, "evaluate": evaluate, "classifier": classifier}[arguments[0]]
         return lambda argv: module.parse(argv[1:]), main, arguments
-    kind, _ = COMMANDS[arguments[0]]
-    return lambda argv: command_line.parse(kind, argv[1:], "cmma", ""), main, arguments
+    return lambda argv: command_line.parse(COMMANDS[arguments[0]], argv[1:], "cmma", ""), main, arguments
 
 
 def run(path):

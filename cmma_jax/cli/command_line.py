@@ -20,8 +20,7 @@ GRACE_SECONDS = 9  # from a signal to the end of the program, whatever it is in 
 def parse(kind: type, argv: list[str], program: str, description: str, **options) -> Any:
     """Returns a dataclass's value as a command line gives it; options are tyro's.
 
-    Raises:
-      InputError: one line for an unknown flag or a bad value, with what was meant.
+    Raises InputError, one line, for an unknown flag or a bad value, with what was meant.
     """
     said = io.StringIO()
     argv = [_at_home(word) for word in argv]

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError
+from cmma_jax.models.architecture import check
 from cmma_jax.models.flow import STEPS
 from cmma_jax.sampling import photos, pictures
 from cmma_jax.sampling.attributes import parse_settings
@@ -99,6 +100,16 @@ class Generate(_Run):
     out: str = "faces.png"
     """The picture to write."""
 
+    def act(self) -> None:
+        for name in ("n", "columns"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
+        model = self.model()
+        made = model.generate(parse_settings(self.set), self.n, self.seed, self.temperature, self.groups,
+                              self.guidance, self.steps, self.detail)
+        columns = min(self.columns, len(made))
+        made = np.concatenate([made, np.ones((-len(made) % columns, *made.shape[1:]), made.dtype)])
+        _write(pictures.grid(list(made.reshape(-1, columns, *made.shape[1:]))), self.out)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Edit(_Run, _Photo):
@@ -127,6 +138,18 @@ class Edit(_Run, _Photo):
     out: str = "edited.png"
     """The picture to write."""
 
+    def act(self) -> None:
+        check(math.isfinite(self.intensity), "intensity", self.intensity, "a finite number")
+        if not self.set:
+            raise InputError("nothing to change; give --set NAME=VALUE, such as --set Mustache=1")
+        model = self.model()
+        photo = self.read(self.photo, model.run.spec.image_shape[0])
+        (edited,) = model.edit(photo.face, parse_settings(self.set), parse_settings(self.known), self.intensity,
+                               literal=self.literal, keep_detail=self.keep_detail, groups=self.groups,
+                               steps=self.steps)
+        picture = photos.put_back(photo, edited) if self.whole else pictures.grid([np.stack([photo.face, edited])])
+        _write(picture, self.out)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Infer(_Run, _Photo):
@@ -146,6 +169,16 @@ class Infer(_Run, _Photo):
     seed: int = 0
     """Of the samples."""
 
+    def act(self) -> None:
+        model = self.model()
+        photo = self.read(self.photo, model.run.spec.image_shape[0])
+        inferred = model.infer_attributes(photo.face, parse_settings(self.known), self.seed, self.samples, self.steps)
+        heading = {"binary": "probability", "real": "score", "mixed": "prob./score"}[model.run.spec.kind]
+        lines = [f"{'attribute':28} {heading:>11} {'deviation':>10}"]
+        for name, (mean, deviation) in sorted(inferred.items(), key=lambda entry: -float(entry[1][0][0])):
+            lines.append(f"{name:28} {mean[0]:11.3f} {deviation[0]:10.3f}")
+        print("\n".join(lines))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Morph(_Run, _Photo):
@@ -162,6 +195,12 @@ class Morph(_Run, _Photo):
     """Of the way; a GIF goes there and back."""
     out: str = "morph.gif"
     """A .gif moves; a .png is a row of faces."""
+
+    def act(self) -> None:
+        model = self.model()
+        size = model.run.spec.image_shape[0]
+        faces = np.stack([self.read(path, size).face for path in (self.first, self.second)])
+        _write_frames(model.morph(faces, self.frames), self.out)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,6 +224,18 @@ class Sweep(_Run, _Photo):
     out: str = "sweep.gif"
     """A .gif moves; a .png is a row of faces."""
 
+    def act(self) -> None:
+        check(self.frames > 1, "frames", self.frames, "2 or more")
+        check(0 < self.reach < math.inf, "reach", self.reach, "a finite number above 0")
+        model = self.model()
+        levels = np.linspace(-self.reach, self.reach, self.frames)
+        if self.photo:
+            face = self.read(self.photo, model.run.spec.image_shape[0]).face
+            frames = model.sweep(self.attribute, levels, face=face, groups=self.groups)
+        else:
+            frames = model.sweep(self.attribute, levels, parse_settings(self.set), groups=self.groups)
+        _write_frames(frames, self.out)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export(_Run):
@@ -200,6 +251,10 @@ class Export(_Run):
     steps: int = STEPS
     """Of a flow's solver."""
 
+    def act(self) -> None:
+        for path in self.model().export(self.out, self.guidance, self.steps):
+            print(path)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compact(_Run):
@@ -211,81 +266,12 @@ class Compact(_Run):
     out: str = "model.safetensors"
     """The file to write."""
 
-
-def generate(arguments: Generate) -> None:
-    """Writes a picture of faces made from attributes."""
-    for name in ("n", "columns"):
-        _check(getattr(arguments, name) > 0, name, getattr(arguments, name), "1 or more")
-    model = arguments.model()
-    made = model.generate(parse_settings(arguments.set), arguments.n, arguments.seed, arguments.temperature,
-                          arguments.groups, arguments.guidance, arguments.steps, arguments.detail)
-    columns = min(arguments.columns, len(made))
-    made = np.concatenate([made, np.ones((-len(made) % columns, *made.shape[1:]), made.dtype)])
-    _write(pictures.grid(list(made.reshape(-1, columns, *made.shape[1:]))), arguments.out)
-
-
-def edit(arguments: Edit) -> None:
-    """Writes a picture of a face changed."""
-    _check(math.isfinite(arguments.intensity), "intensity", arguments.intensity, "a finite number")
-    if not arguments.set:
-        raise InputError("nothing to change; give --set NAME=VALUE, such as --set Mustache=1")
-    model = arguments.model()
-    photo = arguments.read(arguments.photo, model.run.spec.image_shape[0])
-    (edited,) = model.edit(photo.face, parse_settings(arguments.set), parse_settings(arguments.known),
-                           arguments.intensity, literal=arguments.literal, keep_detail=arguments.keep_detail,
-                           groups=arguments.groups, steps=arguments.steps)
-    picture = photos.put_back(photo, edited) if arguments.whole else pictures.grid([np.stack([photo.face, edited])])
-    _write(picture, arguments.out)
-
-
-def infer(arguments: Infer) -> None:
-    """Prints the attributes of a face, the likeliest or highest first."""
-    model = arguments.model()
-    photo = arguments.read(arguments.photo, model.run.spec.image_shape[0])
-    inferred = model.infer_attributes(photo.face, parse_settings(arguments.known), arguments.seed, arguments.samples,
-                                      arguments.steps)
-    heading = {"binary": "probability", "real": "score", "mixed": "prob./score"}[model.run.spec.kind]
-    lines = [f"{'attribute':28} {heading:>11} {'deviation':>10}"]
-    for name, (mean, deviation) in sorted(inferred.items(), key=lambda entry: -float(entry[1][0][0])):
-        lines.append(f"{name:28} {mean[0]:11.3f} {deviation[0]:10.3f}")
-    print("\n".join(lines))
-
-
-def morph(arguments: Morph) -> None:
-    """Writes a moving picture, or a row, of one face turning into another."""
-    model = arguments.model()
-    size = model.run.spec.image_shape[0]
-    faces = np.stack([arguments.read(path, size).face for path in (arguments.first, arguments.second)])
-    _write_frames(model.morph(faces, arguments.frames), arguments.out)
-
-
-def sweep(arguments: Sweep) -> None:
-    """Writes a moving picture, or a row, of a face along one attribute."""
-    _check(arguments.frames > 1, "frames", arguments.frames, "2 or more")
-    _check(0 < arguments.reach < math.inf, "reach", arguments.reach, "a finite number above 0")
-    model = arguments.model()
-    levels = np.linspace(-arguments.reach, arguments.reach, arguments.frames)
-    if arguments.photo:
-        face = arguments.read(arguments.photo, model.run.spec.image_shape[0]).face
-        frames = model.sweep(arguments.attribute, levels, face=face, groups=arguments.groups)
-    else:
-        frames = model.sweep(arguments.attribute, levels, parse_settings(arguments.set), groups=arguments.groups)
-    _write_frames(frames, arguments.out)
-
-
-def export(arguments: Export) -> None:
-    """Writes the sampler."""
-    for path in arguments.model().export(arguments.out, arguments.guidance, arguments.steps):
-        print(path)
-
-
-def compact(arguments: Compact) -> None:
-    """Writes the model as one file, and prints its size."""
-    out = pathlib.Path(arguments.out)
-    if out.suffix != SUFFIX:
-        raise InputError(f"--out={out}: give a name that ends in {SUFFIX}")
-    save_compact(arguments.model().run, out)
-    print(f"{out} ({out.stat().st_size / 2**20:.1f} MiB)")
+    def act(self) -> None:
+        out = pathlib.Path(self.out)
+        if out.suffix != SUFFIX:
+            raise InputError(f"--out={out}: give a name that ends in {SUFFIX}")
+        save_compact(self.model().run, out)
+        print(f"{out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 
 def _write(picture: Image.Image, out: str) -> None:
@@ -303,8 +289,3 @@ def _write_frames(faces: np.ndarray, out: str) -> None:
         print(out)
     else:
         _write(pictures.grid([faces]), out)
-
-
-def _check(good: bool, name: str, value: object, expected: str) -> None:
-    if not good:
-        raise InputError(f"--{name}={value} is out of range; give {expected}")

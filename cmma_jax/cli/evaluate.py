@@ -16,15 +16,11 @@ from cmma_jax.data.dataset import Dataset, Faces, spread, spread_rows
 from cmma_jax.data.files import make_folder, read_lines
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation import baselines, editing, embeddings, flows, table
-from cmma_jax.evaluation.classifier import (
-    COMMAND,
-    VISIBLE_AUC,
-    Classifier,
-    predict,
-)
+from cmma_jax.evaluation.classifier import COMMAND, VISIBLE_AUC, Classifier, predict
 from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.parzen import Sampler, files, model_sampler, parzen
 from cmma_jax.evaluation.tools import Tools, find_tools, look
+from cmma_jax.models.architecture import check
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS
 from cmma_jax.models.model import count_parameters
@@ -62,7 +58,7 @@ class Arguments:
 
     parzen: bool = False
     """Parzen-window estimates, the baselines, the classifier and what else looks at generated faces too."""
-    intensities: tuple[float, ...] = editing.INTENSITIES
+    intensities: tuple[float, ...] = (1.0,)
     """Of the edits: how often the difference that a label makes is applied."""
     editing: bool = False
     """Instead: do edits of faces show, do they keep the rest, and are attributes inferred rightly. Needs the
@@ -110,13 +106,10 @@ class Arguments:
     def __post_init__(self) -> None:
         for name, least in (("limit", 1), ("samples", 0), ("iwae", 1), ("batch_size", 1), ("seed", 0), ("steps", 1),
                             ("bound_faces", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name}={getattr(self, name)} is out of range; give {least} or more")
-        if not 0 <= self.guidance < math.inf:
-            raise InputError(f"--guidance={self.guidance} is out of range; give a finite number above 0, 1 for none, "
-                             "or 0 for what is shipped")
-        if not all(0 < intensity < math.inf for intensity in self.intensities):
-            raise InputError(f"--intensities={self.intensities} are out of range; give numbers above 0")
+            check(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
+        check(0 <= self.guidance < math.inf, "guidance", self.guidance,
+              "a finite number above 0, 1 for none, or 0 for what is shipped")
+        check(all(0 < each < math.inf for each in self.intensities), "intensities", self.intensities, "numbers above 0")
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -226,11 +219,7 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
 
 
 def edited_columns(names: str, data: Dataset, classifier: Classifier) -> np.ndarray:
-    """Returns the numbers of the attributes to be edited: those named, with commas between, or all visible ones.
-
-    Raises:
-      InputError: there is no attribute of that name, or the classifier does not see it.
-    """
+    """Returns the numbers of the attributes to be edited: those named, with commas between, or all visible ones."""
     if not names:
         return np.flatnonzero(classifier.visible)
     columns = np.asarray([Attributes(data.spec).find(name.strip()) for name in names.split(",")])

@@ -73,15 +73,13 @@ class Figures:
     out_dir: str = "figures"
     """Folder of the pictures, figure6.png and so on."""
 
-
-def draw(arguments: Figures) -> None:
-    """Draws what was asked for and prints the paths."""
-    make_folder(pathlib.Path(arguments.out_dir), "the pictures' folder", "out_dir")
-    names = [*DRAWN] if arguments.figure == "all" else [arguments.figure]
-    for name in names:
-        path = pathlib.Path(arguments.out_dir) / f"figure{name if name.isdigit() else f'-{name}'}.png"
-        DRAWN[name](arguments, path)
-        print(path)
+    def act(self) -> None:
+        make_folder(pathlib.Path(self.out_dir), "the pictures' folder", "out_dir")
+        names = [*DRAWN] if self.figure == "all" else [self.figure]
+        for name in names:
+            path = pathlib.Path(self.out_dir) / f"figure{name if name.isdigit() else f'-{name}'}.png"
+            DRAWN[name](self, path)
+            print(path)
 
 
 def figure4(arguments: Figures, path: pathlib.Path) -> None:

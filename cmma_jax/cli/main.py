@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cmma_jax import web
@@ -16,12 +15,11 @@ PROGRAMS = {
     "evaluate": "Compare finished runs on faces that they were not trained on.",
     "classifier": "Train the attribute classifier by which evaluate measures generated faces.",
 }
-COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "generate": (commands.Generate, commands.generate), "edit": (commands.Edit, commands.edit),
-    "infer": (commands.Infer, commands.infer), "morph": (commands.Morph, commands.morph),
-    "sweep": (commands.Sweep, commands.sweep), "export": (commands.Export, commands.export),
-    "compact": (commands.Compact, commands.compact), "figures": (figures.Figures, figures.draw),
-    "web": (web.Web, web.serve),
+# A class each: its fields are the flags, and `act` is what it does.
+COMMANDS: dict[str, type] = {
+    "generate": commands.Generate, "edit": commands.Edit, "infer": commands.Infer, "morph": commands.Morph,
+    "sweep": commands.Sweep, "export": commands.Export, "compact": commands.Compact, "figures": figures.Figures,
+    "web": web.Web,
 }
 
 
@@ -32,17 +30,16 @@ def main(argv: list[str]) -> int:
         return _module(name).main(rest, _program(name))
     if name not in COMMANDS:
         asked = name in ("--help", "-h")
-        said = PROGRAMS | {each: (inspect.getdoc(kind) or each).splitlines()[0] for each, (kind, _) in COMMANDS.items()}
+        said = PROGRAMS | {each: (inspect.getdoc(kind) or each).splitlines()[0] for each, kind in COMMANDS.items()}
         lines = [f"  {each:10} {what}" for each, what in said.items()]
         print("\n".join([f"usage: python -m cmma_jax {{{','.join(said)}}} [--help]", *lines]),
               file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    arguments, action = COMMANDS[name]
 
     def act() -> None:
-        parsed = command_line.parse(arguments, rest, _program(name), inspect.getdoc(arguments) or "")
+        command = command_line.parse(COMMANDS[name], rest, _program(name), inspect.getdoc(COMMANDS[name]) or "")
         parallel.prepare()
-        action(parsed)
+        command.act()
 
     return command_line.run(_program(name), act, "nothing was written")
 

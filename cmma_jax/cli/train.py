@@ -50,11 +50,7 @@ FLOW_FACES = 100  # on which a finished flow's bound is told: each takes some hu
 
 
 def parse(argv: list[str], program: str = PROGRAM) -> Config:
-    """Returns the settings of a command line; the preset and the data set say where they start.
-
-    Raises:
-      InputError: one line for an unknown flag or a bad value, with what was meant.
-    """
+    """Returns the settings of a command line, as `command_line.parse`; preset and data set say where they start."""
     preset, model = _peek(argv, "preset", Config.preset), _peek(argv, "model", Config.model)
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}{did_you_mean(preset, list(PRESETS))}")
@@ -90,9 +86,9 @@ def train(config: Config, program: str = PROGRAM) -> None:
     if warning := parallel.warn_unused_gpu():
         warn(warning)
     placement = parallel.place(config.devices, config.parallel, config.batch_size)
-    if config.model == "cgan" and config.batch_size % (GROUP * placement.count):
+    if config.model == "cgan" and config.batch_size % (GROUP * placement.devices):
         raise InputError(f"--batch_size={config.batch_size}: a CGAN's discriminator compares faces in groups "
-                         f"of {GROUP} on each device; give a multiple of {GROUP * placement.count}")
+                         f"of {GROUP} on each device; give a multiple of {GROUP * placement.devices}")
     if not config.latent_size:
         latent_shape(config, config.image_size)
     run = pathlib.Path(config.run_path())
@@ -112,7 +108,7 @@ def train(config: Config, program: str = PROGRAM) -> None:
     if config.dataset not in ("synthetic", "lfw"):
         say(describe(data))
     say(f"{config.model} on {data.spec.dataset}: {data.train.size:,} training faces, {len(data.spec.attributes)} "
-        f"{data.spec.kind} attributes, {placement.count} x {jax.devices()[0].device_kind}; run in {run}")
+        f"{data.spec.kind} attributes, {placement.devices} x {jax.devices()[0].device_kind}; run in {run}")
     with held(run, "run_dir") if main else contextlib.nullcontext(), command_line.signals_noted() as asked:
         train_run(config, data, run, data.train.x.nbytes <= room, placement,
                   Watcher(say, warn, asked, draw_progress, validate_cgan))

@@ -15,15 +15,13 @@ from cmma_jax.errors import InputError, did_you_mean
 NAMES = ("synthetic", "lfw", "folder", "tfds/lfw_attributes", "tfds/celeb_a")
 
 
-def load_dataset(dataset: str, data_dir: str, seed: int = 0, kind: Literal["binary", "real"] = "binary",
-                 image_size: int = 64, memory: float = math.inf, cache: str = "", reading: Reading = AS_IT_IS
-                 ) -> Dataset:
+def load_dataset(dataset: str, data_dir: str, kind: Literal["binary", "real"] = "binary", image_size: int = 64,
+                 memory: float = math.inf, cache: str = "", reading: Reading = AS_IT_IS) -> Dataset:
     """Loads a data set.
 
     Args:
       dataset: "synthetic" (embedded, always the same), "lfw", "folder", or "tfds/<name>".
       data_dir: folder of the data set's files; "synthetic" needs none.
-      seed: of the split of a folder without a column `split`.
       kind: which of LFW's attributes; the others have the kind that their values say.
       image_size: height and width of the faces; "synthetic" and "lfw" have 64.
       memory: bytes that the training faces of a folder or of TFDS may take in memory; larger sets are decoded to memory
@@ -46,7 +44,7 @@ def load_dataset(dataset: str, data_dir: str, seed: int = 0, kind: Literal["bina
         data = load_lfw(data_dir, kind)
     elif dataset == "folder":
         from cmma_jax.data.folder import load_folder
-        data = load_folder(data_dir, image_size, seed, memory, maps, reading)
+        data = load_folder(data_dir, image_size, memory, maps, reading)
     elif dataset.startswith("tfds/"):
         from cmma_jax.data.tfds_builder import load_tfds
         data = load_tfds(dataset.removeprefix("tfds/"), data_dir, image_size, memory, maps)

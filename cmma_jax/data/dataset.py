@@ -15,18 +15,11 @@ Array = Any  # np.ndarray or jax.Array: which of them, its place says, and not i
 
 
 class Faces(NamedTuple):
-    """Rows of faces with their attributes; NumPy arrays on the host, memory maps on disk, JAX arrays on a device.
+    """Rows of faces with their attributes; NumPy arrays on the host, memory maps on disk, JAX arrays on a device."""
 
-    Attributes:
-      x: [N, H, W, 3] uint8, pixels in 0..255.
-      y: [N, A] float32; binary attributes as 0 or 1, real-valued ones standardised on the training
-        rows; where an attribute is unknown, 0.
-      mask: [N, A] bool, True where the attribute is known.
-    """
-
-    x: Array
-    y: Array
-    mask: Array
+    x: Array  # [N, H, W, 3] uint8
+    y: Array  # [N, A] float32; binary attributes are 0 or 1, real-valued ones standardised on the training rows
+    mask: Array  # [N, A] bool, True where the attribute is known; y is 0 elsewhere
 
     @property
     def size(self) -> int:
@@ -36,19 +29,13 @@ class Faces(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set in its three parts, with what a model must know of it.
-
-    Attributes:
-      train, validation, test: the parts.
-      spec: what a model must know.
-      test_people: whose face each test row is, where that is known; else empty.
-    """
+    """A data set in its three parts, with what a model must know of it."""
 
     train: Faces
     validation: Faces
     test: Faces
     spec: Spec
-    test_people: tuple[str, ...] = ()
+    test_people: tuple[str, ...] = ()  # whose face each test row is, where that is known
 
 
 def make_dataset(dataset: str, attributes: tuple[str, ...], kinds: Kind | tuple[Kind, ...],

@@ -46,9 +46,7 @@ def decoded(build: Callable[[New], Dataset], image_size: int, train: int, memory
     Args:
       build: new -> the data set; new(part, n) is an array of n faces, [n, image_size, image_size, 3] uint8, to be
         written to, for a part of PARTS.
-      image_size: height and width of the faces.
-      train: how many faces train.
-      memory: bytes that those may take in memory.
+      train, memory: how many faces train, and the bytes that those may take in memory.
       cache: the folder of all maps.
       facts: returns what the result depends on, as JSON has it; other facts are decoded into a folder of their own.
 

@@ -30,25 +30,17 @@ class Row(NamedTuple):
     path: pathlib.Path
 
 
-def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, seed: int = 0, memory: float = math.inf,
+def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, memory: float = math.inf,
                 cache: pathlib.Path = pathlib.Path(CACHE), reading: Reading = AS_IT_IS) -> Dataset:
     """Loads a folder of images and its table.
 
     Images may have any size and any of Pillow's formats: they are turned upright by their EXIF orientation, put on
     white where they are transparent, cropped to their central square and resized. Rows come in the order of their file
-    names; without a column `split` they are split 80/10/10 by a permutation that the seed decides. Neither depends on
-    the order of the rows in the table.
+    names; without a column `split` they are split 80/10/10 by a permutation, always the same. Neither depends on the
+    order of the rows in the table. x is [N, image_size, image_size, 3] uint8, image_size a multiple of 16.
 
-    Args:
-      data_dir: the folder.
-      image_size: height and width of the faces, a multiple of 16.
-      seed: of the split.
-      memory, cache: as of `disk.decoded`: a larger set is decoded to memory maps, anew where the table or an image
-        has changed.
-      reading: what the table's values cannot tell, and whether images may lie outside of the folder.
-
-    Returns:
-      The data set; x is [N, image_size, image_size, 3] uint8.
+    memory, cache: as of `disk.decoded`: a larger set is decoded to memory maps, anew where the table or an image has
+    changed; reading: what the table's values cannot tell, and whether images may lie outside of the folder.
 
     Raises:
       InputError: the table or an image is not as described; the message names it, and of several faults all.
@@ -62,7 +54,7 @@ def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, seed: int = 
     attributes = tuple(column.name for column in columns)
     y, mask = (np.stack(arrays, -1)[order]
                for arrays in ([column.values for column in columns], [column.known for column in columns]))
-    parts = _split(table, order, seed)
+    parts = _split(table, order)
     refuse_constant(str(table.path), attributes, y[parts["train"]], mask[parts["train"]],
                     "drop the column, or leave it out by --ignore; join a rare word with another")
     _mention_unused(folder, rows, table)
@@ -86,7 +78,7 @@ def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, seed: int = 
                             *(Faces(x[s], y[parts[s]], mask[parts[s]]) for s in SPLITS))
 
     return decoded(build, image_size, len(parts["train"]), memory, cache, lambda: [
-        image_size, seed, list(reading), table.path.read_text(encoding="utf-8-sig"), list(table.splits),
+        image_size, list(reading), table.path.read_text(encoding="utf-8-sig"), list(table.splits),
         fingerprint(row.path for row in rows)])
 
 
@@ -99,13 +91,9 @@ def require_image_size(image_size: int) -> None:
 
 def refuse_constant(where: str, attributes: tuple[str, ...], y: np.ndarray, mask: np.ndarray,
                     mend: str) -> None:
-    """Raises InputError if an attribute has fewer than two values among the training rows.
+    """Raises InputError if one of A attributes has fewer than two values among the training rows; y, mask: [N, A].
 
-    Args:
-      where: the thing that is read, for the message.
-      attributes: A names.
-      y, mask: [N, A] attributes of the training rows and whether they are known.
-      mend: what to do about it, for the message.
+    where, mend: the thing that is read, and what to do about it, for the message.
     """
     low = np.where(mask, y, np.inf).min(0, initial=np.inf)
     high = np.where(mask, y, -np.inf).max(0, initial=-np.inf)
@@ -118,19 +106,7 @@ def refuse_constant(where: str, attributes: tuple[str, ...], y: np.ndarray, mask
 
 
 def read_image(source: pathlib.Path | BinaryIO, name: str, image_size: int) -> np.ndarray:
-    """Reads an image as an upright, centred square.
-
-    Args:
-      source: a file or its path.
-      name: the image's name for error messages.
-      image_size: height and width of the result.
-
-    Returns:
-      [image_size, image_size, 3] uint8.
-
-    Raises:
-      InputError: the image is corrupt, or its header promises more than LARGEST pixels.
-    """
+    """Returns an image's central square, upright, [image_size, image_size, 3] uint8; raises as `open_picture`."""
     image = open_picture(source, name)
     width, height = image.size
     side = min(width, height)
@@ -187,7 +163,7 @@ def _inside(folder: pathlib.Path, base: pathlib.Path, name: str, follow_links: b
     return "", path
 
 
-def _split(table: Table, order: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def _split(table: Table, order: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the numbers of each part's rows, which come in this order of the table's."""
     if table.splits:
         parts = {s: np.array([i for i, number in enumerate(order) if table.splits[number] == s], int) for s in SPLITS}
@@ -199,7 +175,7 @@ def _split(table: Table, order: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     if len(order) < SMALLEST_FOLDER:
         raise InputError(f"{table.path} has too few faces for three splits: {len(order)}; expected {SMALLEST_FOLDER} "
                          "or more: add some, or write a column 'split'")
-    shuffled = np.random.default_rng(seed).permutation(len(order))
+    shuffled = np.random.default_rng(0).permutation(len(order))
     tenth = len(order) // 10
     cuts = np.split(shuffled, [len(order) - 2 * tenth, len(order) - tenth])
     return {part: np.sort(cut) for part, cut in zip(SPLITS, cuts, strict=True)}

@@ -30,10 +30,8 @@ LARGEST = 40_000_000  # pixels; a header that promises more is refused, or a JPE
 def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Returns a picture in RGB, turned upright by its EXIF orientation, on white where it is transparent.
 
-    Args:
-      source: a file or its path.
-      name: the picture's name for error messages.
-      formats: Pillow's names of those that are read; None: all of Pillow's, some of which start other programs.
+    name: the picture's, for error messages; formats: Pillow's names of those that are read; None: all of Pillow's, some
+    of which start other programs.
 
     Raises:
       InputError: the picture is corrupt, or its header promises more than LARGEST pixels.

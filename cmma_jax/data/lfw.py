@@ -17,6 +17,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 import urllib.request
 import zipfile
@@ -53,19 +54,12 @@ log = logging.getLogger(__name__)
 
 
 class Labels(NamedTuple):
-    """The attributes of N faces.
+    """The attributes of N faces."""
 
-    Attributes:
-      keys: N names "Person_Name_0001".
-      attributes: A names.
-      y: [N, A] float32, 0 or 1, or scores.
-      dataset: "lfw" or "lfw (estimated scores)".
-    """
-
-    keys: list[str]
+    keys: list[str]  # N names "Person_Name_0001"
     attributes: tuple[str, ...]
-    y: np.ndarray
-    dataset: str
+    y: np.ndarray  # [N, A] float32, 0 or 1, or scores
+    dataset: str  # "lfw" or "lfw (estimated scores)"
 
 
 class Part(NamedTuple):
@@ -86,14 +80,8 @@ def load_lfw(data_dir: str | pathlib.Path, kind: Literal["binary", "real"] = "bi
 
     Rows keep the order of the label file and are split by row: 10,000 train, 1,000 validation, the rest
     test. A row whose face is missing is dropped and its place stays empty, so that no other row changes
-    its part; more than 1 in 10 missing is an error. Faces without attributes are left out.
-
-    Args:
-      data_dir: the folder with the publishers' files.
-      kind: "binary" or "real".
-
-    Returns:
-      The data set; x is [N, 64, 64, 3] uint8, y is [N, 73] float32, all of it known.
+    its part; more than 1 in 10 missing is an error. Faces without attributes are left out. x is
+    [N, 64, 64, 3] uint8, y is [N, 73] float32, all of it known.
 
     Raises:
       InputError: a file is missing, or is not as described; the message names it.
@@ -104,11 +92,7 @@ def load_lfw(data_dir: str | pathlib.Path, kind: Literal["binary", "real"] = "bi
 
 
 def read_lfw(data_dir: str | pathlib.Path, kind: Literal["binary", "real"]) -> tuple[Labels, dict[str, Part]]:
-    """Returns the labels and the three parts as they were read: scores are not standardised.
-
-    Raises:
-      InputError: as `load_lfw`.
-    """
+    """Returns the labels and the three parts as they were read, scores not standardised; raises as `load_lfw`."""
     labels = read_labels(data_dir, kind)
     x, found = _read_faces(pathlib.Path(data_dir), labels.keys)
     rows = np.flatnonzero(found)
@@ -124,11 +108,7 @@ def read_lfw(data_dir: str | pathlib.Path, kind: Literal["binary", "real"]) -> t
 
 
 def read_labels(data_dir: str | pathlib.Path, kind: Literal["binary", "real"]) -> Labels:
-    """Returns the attributes in the label file's order.
-
-    Raises:
-      InputError: as `load_lfw`.
-    """
+    """Returns the attributes in the label file's order; raises as `load_lfw`."""
     folder = pathlib.Path(data_dir)
     if kind not in ("binary", "real"):
         raise InputError(f"kind {kind!r} of LFW's attributes is unknown; expected 'binary' or 'real'")
@@ -315,17 +295,11 @@ def _present(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _download(url: str, path: pathlib.Path) -> None:
-    """Writes what is at the URL to the path.
-
-    Raises:
-      OSError: no connection within 5 seconds, or it broke off.
-    """
+    """Writes what is at the URL to the path; raises OSError without a connection in 5 seconds, or if it breaks off."""
     with urllib.request.urlopen(url, timeout=5) as reply, open(path, "wb") as file:
         size = int(reply.headers.get("Content-Length") or 0)
-        with tqdm.tqdm(desc=f"downloading {path.name}", total=size or None, unit="B", unit_scale=True,
-                       disable=None) as progress:
-            while piece := reply.read(1 << 16):
-                file.write(piece)
-                progress.update(len(piece))
+        bar = {"total": size or None, "desc": f"downloading {path.name}", "disable": None}
+        with tqdm.tqdm.wrapattr(reply, "read", **bar) as read:
+            shutil.copyfileobj(read, file)
         if size and file.tell() != size:
             raise OSError(f"{file.tell()} of {size} bytes came")

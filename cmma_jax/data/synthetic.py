@@ -10,13 +10,11 @@ masks over the picture, back to front. Inside `render` the arrays are
     z: `Nuisance` with fields [n, 1, 1] and [k, n, 1, 1]
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
-from cmma_jax.errors import InputError
 
 SIZE = 64
 CHUNK = 50  # faces drawn at once: what bounds the memory, and keeps the pieces in the processor's cache
@@ -25,25 +23,16 @@ HAIR = ("Black Hair", "Blond Hair", "Brown Hair", "Gray Hair", "Bald")
 EYEWEAR = ("No Eyewear", "Eyeglasses", "Sunglasses")
 MOUTH = ("Mouth Closed", "Mouth Slightly Open", "Mouth Wide Open")
 
-# (top, left, bottom, right): the pixels of the canonical picture that change when the attribute alone does.
-REGIONS: dict[str, tuple[int, int, int, int]] = {
-    "Male": (0, 0, 64, 64), "Senior": (10, 12, 51, 52),
-    "Black Hair": (0, 0, 64, 64), "Blond Hair": (0, 0, 64, 64), "Brown Hair": (0, 0, 64, 64),
-    "Gray Hair": (0, 0, 64, 64), "Bald": (0, 0, 64, 64),
-    "No Eyewear": (20, 8, 37, 56), "Eyeglasses": (20, 8, 37, 56), "Sunglasses": (20, 8, 37, 56),
-    "Mustache": (41, 21, 49, 43), "Smiling": (38, 17, 60, 47), "Frowning": (16, 13, 60, 51),
-    "Chubby": (26, 7, 62, 57), "Bangs": (1, 12, 23, 52), "Receding Hairline": (0, 8, 34, 56),
-    "Bushy Eyebrows": (15, 12, 29, 52), "Arched Eyebrows": (14, 13, 26, 51), "Narrow Eyes": (21, 16, 31, 48),
-    "Big Nose": (25, 22, 46, 42), "Big Lips": (43, 22, 61, 42),
-    "Mouth Closed": (38, 18, 60, 46), "Mouth Slightly Open": (38, 18, 60, 46), "Mouth Wide Open": (38, 18, 60, 46),
-    "No Beard": (38, 8, 62, 56), "Goatee": (47, 21, 62, 43), "Wearing Hat": (0, 3, 20, 61),
-    "Wearing Lipstick": (43, 22, 60, 42), "Rosy Cheeks": (29, 9, 48, 55), "Pale Skin": (3, 6, 64, 58),
-}
-ATTRIBUTES: tuple[str, ...] = tuple(REGIONS)
+ATTRIBUTES = (
+    "Male", "Senior", "Black Hair", "Blond Hair", "Brown Hair", "Gray Hair", "Bald", "No Eyewear", "Eyeglasses",
+    "Sunglasses", "Mustache", "Smiling", "Frowning", "Chubby", "Bangs", "Receding Hairline", "Bushy Eyebrows",
+    "Arched Eyebrows", "Narrow Eyes", "Big Nose", "Big Lips", "Mouth Closed", "Mouth Slightly Open",
+    "Mouth Wide Open", "No Beard", "Goatee", "Wearing Hat", "Wearing Lipstick", "Rosy Cheeks", "Pale Skin",
+)
 
 
 class Nuisance(NamedTuple):
-    """What varies from face to face and no attribute names; float32 but for `grain`, 0 in the canonical face."""
+    """What varies from face to face and no attribute names; float32 but for `grain`. All 0: centred and evenly lit."""
 
     shift: np.ndarray  # [N, 2] pixels right, down
     scale: np.ndarray  # [N] logarithm of the head's size
@@ -70,37 +59,22 @@ class Nuisance(NamedTuple):
     noise: np.ndarray  # [N] largest change of a pixel
     grain: np.ndarray  # [N] uint32, names the noise's pattern
 
-    @classmethod
-    def canonical(cls, n: int) -> "Nuisance":
-        """Returns the nuisance of n faces that have none: centred, upright, evenly lit, of average features."""
-        return cls(**{name: np.zeros((n, k) if k else n, np.uint32 if name == "grain" else np.float32)
-                      for name, (k, _, _) in _SPREAD.items()})
-
-
-# For each nuisance: its length (0: a number), its distribution and that one's parameter.
-_SPREAD = {
-    "shift": (2, "normal", 1.2), "scale": (0, "normal", 0.04), "tilt": (0, "normal", 0.05),
-    "light": (2, "uniform", 0.28), "exposure": (0, "normal", 0.08),
-    "tone": (0, "uniform", 1.0), "hue": (0, "uniform", 1.0),
-    "face_width": (0, "normal", 0.04), "eye_size": (0, "normal", 0.08), "eye_distance": (0, "normal", 0.5),
-    "nose_length": (0, "normal", 0.8), "mouth_width": (0, "normal", 0.08), "mouth_height": (0, "normal", 0.7),
-    "brow_height": (0, "normal", 0.6), "hairline": (0, "normal", 1.0), "hair_shade": (0, "normal", 0.12),
-    "gaze": (2, "normal", 0.5), "iris": (3, "uniform", 0.16), "hat": (3, "uniform", 0.3),
-    "background": (0, "uniform", 0.32), "backdrop": (3, "uniform", 0.12), "gradient": (2, "uniform", 0.2),
-    "noise": (0, "positive", 0.05), "grain": (0, "integer", 2 ** 32),
-}
-
 
 def sample_nuisance(rng: np.random.Generator, n: int) -> Nuisance:
     """Draws the nuisance of n faces; normal ones are cut at 2 standard deviations."""
-    draw: dict[str, Callable[[Any, Any], np.ndarray]] = {
-        "normal": lambda shape, s: np.clip(rng.standard_normal(shape), -2, 2).astype(np.float32) * np.float32(s),
-        "uniform": lambda shape, s: rng.uniform(-s, s, shape).astype(np.float32),
-        "positive": lambda shape, s: rng.uniform(0, s, shape).astype(np.float32),
-        "integer": lambda shape, s: rng.integers(s, size=shape, dtype=np.uint32),
-    }
-    return Nuisance(**{name: draw[kind]((n, k) if k else n, parameter)
-                       for name, (k, kind, parameter) in _SPREAD.items()})
+    def normal(deviation: float, *shape: int) -> np.ndarray:
+        return np.clip(rng.standard_normal((n, *shape)), -2, 2).astype(np.float32) * np.float32(deviation)
+
+    def uniform(most: float, *shape: int) -> np.ndarray:
+        return rng.uniform(-most, most, (n, *shape)).astype(np.float32)
+
+    return Nuisance(
+        shift=normal(1.2, 2), scale=normal(0.04), tilt=normal(0.05), light=uniform(0.28, 2), exposure=normal(0.08),
+        tone=uniform(1.0), hue=uniform(1.0), face_width=normal(0.04), eye_size=normal(0.08), eye_distance=normal(0.5),
+        nose_length=normal(0.8), mouth_width=normal(0.08), mouth_height=normal(0.7), brow_height=normal(0.6),
+        hairline=normal(1.0), hair_shade=normal(0.12), gaze=normal(0.5, 2), iris=uniform(0.16, 3), hat=uniform(0.3, 3),
+        background=uniform(0.32), backdrop=uniform(0.12, 3), gradient=uniform(0.2, 2),
+        noise=rng.uniform(0, 0.05, n).astype(np.float32), grain=rng.integers(2**32, size=n, dtype=np.uint32))
 
 
 # Chances of the attributes that depend on Male alone: with it, without it.
@@ -440,19 +414,10 @@ def _render_chunk(y: np.ndarray, nuisance: Nuisance) -> np.ndarray:
 
 
 def render(y: np.ndarray, nuisance: Nuisance) -> np.ndarray:
-    """Draws faces.
+    """Draws faces, [n, 64, 64, 3] uint8; each depends on its own row alone.
 
-    Args:
-      y: [n, A] attributes in the order of `ATTRIBUTES`, in [0, 1]; values in between draw faces in between.
-      nuisance: the unnamed variation of the n faces.
-
-    Returns:
-      [n, 64, 64, 3] uint8. A face depends on its own row alone.
+    y: [n, A] float32 in the order of `ATTRIBUTES`, in [0, 1]; values in between draw faces in between.
     """
-    y = np.asarray(y, np.float32)
-    if y.ndim != 2 or y.shape[1] != len(ATTRIBUTES) or any(len(v) != len(y) for v in nuisance):
-        raise InputError(f"render: y has shape {y.shape} with nuisance for {len(nuisance.scale)} faces; "
-                         f"expected [n, {len(ATTRIBUTES)}] and n: give one row of both for each face")
     faces = np.empty((len(y), SIZE, SIZE, 3), np.uint8)
     for start in range(0, len(y), CHUNK):
         rows = slice(start, start + CHUNK)
@@ -462,14 +427,9 @@ def render(y: np.ndarray, nuisance: Nuisance) -> np.ndarray:
 
 def make_synthetic(seed: int = 0, train: int = 4000, validation: int = 500, test: int = 500) -> Dataset:
     """Draws the data set; every part has its own stream of random numbers, whatever the other parts' sizes."""
-    parts = {"train": train, "validation": validation, "test": test}
-    for name, value, least in (("seed", seed, 0), *((name, n, 1) for name, n in parts.items())):
-        if not isinstance(value, (int, np.integer)) or value < least:
-            raise InputError(f"synthetic data: {name} is {value}, expected a whole number of at least {least}")
-
     def draw(stream: int, n: int) -> Faces:
         rng = np.random.default_rng([seed, stream])
         y = sample_attributes(rng, n)
         return Faces(render(y, sample_nuisance(rng, n)), y, np.ones(y.shape, bool))
 
-    return make_dataset("synthetic", ATTRIBUTES, "binary", *[draw(k, n) for k, n in enumerate(parts.values())])
+    return make_dataset("synthetic", ATTRIBUTES, "binary", *map(draw, range(3), (train, validation, test)))

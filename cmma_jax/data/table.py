@@ -41,55 +41,36 @@ CODES = {-1.0, -9.0, -99.0, -999.0, 9.0, 99.0, 999.0}  # that people write for "
 class Reading(NamedTuple):
     """What a person says of a table that its values cannot tell.
 
-    Attributes:
-      ignore: columns that are no attributes.
-      unknown: the number that stands for "unknown" in columns with two other values or more, or "none": every number is
-        a value; "" where nothing is said.
-      follow_links: whether images may be links that lead out of the folder.
+    `unknown` is the number that stands for "unknown" in columns with two other values or more, or "none": every number
+    is a value; "" where nothing is said.
     """
 
-    ignore: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()  # columns that are no attributes
     unknown: str = ""
-    follow_links: bool = False
+    follow_links: bool = False  # whether images may be links that lead out of the folder
 
 
 AS_IT_IS = Reading()
 
 
 class Table(NamedTuple):
-    """A table as it was read, every cell as text.
-
-    Attributes:
-      path: of its file.
-      lines: [N] the rows' line numbers.
-      files: [N] images.
-      splits: [N] "train", "validation" or "test"; empty where the table has no such column.
-      cells: {column: [N]}.
-    """
+    """A table as it was read, every cell as text."""
 
     path: pathlib.Path
-    lines: list[int]
-    files: list[str]
-    splits: list[str]
-    cells: dict[str, list[str]]
+    lines: list[int]  # [N] the rows' line numbers
+    files: list[str]  # [N] images
+    splits: list[str]  # [N] "train", "validation" or "test"; empty where the table has no such column
+    cells: dict[str, list[str]]  # {column: [N]}
 
 
 class Column(NamedTuple):
-    """An attribute.
-
-    Attributes:
-      name: a categorical column has one attribute a word, "race: Asian".
-      kind: binary, 0 or 1, or real.
-      values: [N] float32, 0 where unknown.
-      known: [N] bool.
-      note: what a person should know of how it was read; empty: nothing.
-    """
+    """An attribute; a categorical column has one for each word, named "race: Asian"."""
 
     name: str
     kind: Kind
-    values: np.ndarray
-    known: np.ndarray
-    note: str = ""
+    values: np.ndarray  # [N] float32, 0 where unknown
+    known: np.ndarray  # [N] bool
+    note: str = ""  # what a person should know of how it was read
 
 
 def read_table(folder: pathlib.Path) -> Table:
@@ -236,7 +217,9 @@ def _read_column(table: Table, name: str, cells: list[str], reading: Reading, fa
         known, found = known & (values != np.float32(reading.unknown)), rest
     codes = found & CODES - {1.0}
     rest = found - codes
-    if not reading.unknown and len(codes) == 1 and len(rest) > 1 and _a_code(codes, rest):
+    # A mark of the unknown lies outside of the other numbers, which are 0 and 1 or many.
+    if not reading.unknown and len(codes) == 1 and len(rest) > 1 and (
+            rest <= {0.0, 1.0, 2.0} or min(codes) < 0 <= min(rest)):
         code = f"{codes.pop():g}"
         other = f", or --unknown=0 if {code} is 'absent'" if rest == {0.0, 1.0} and code == "-1" else ""
         faults.add(f"column {name!r} has the values {_listed(found)}: is {code} 'unknown' or a value? say "
@@ -250,14 +233,6 @@ def _read_column(table: Table, name: str, cells: list[str], reading: Reading, fa
     elif found == {1.0, 2.0}:
         kind, note, values = "binary", "2 is present, 1 absent", values - 1
     return [Column(name, kind, np.where(known, values, 0).astype(np.float32), known, note)]
-
-
-def _a_code(codes: set[float], rest: set[float]) -> bool:
-    """Whether a number looks like a mark of the unknown: it lies outside of the others, which are 0 and 1 or many."""
-    (code,) = codes
-    if rest <= {0.0, 1.0, 2.0}:
-        return True
-    return code < 0 <= min(rest)
 
 
 def _categories(name: str, cells: list[str], present: list[bool], words: Counter, faults: Faults) -> list[Column]:

@@ -86,20 +86,12 @@ def load_tfds(name: str, data_dir: str | pathlib.Path, image_size: int = 64, mem
               cache: pathlib.Path = pathlib.Path(CACHE)) -> Dataset:
     """Loads a set of TFDS that has an `image` and a dictionary `attributes` of booleans or floats.
 
-    Such are `celeb_a` and, prepared by this module, `lfw_attributes` (and `lfw_attributes/real`). Images
-    are cropped to their central square and resized. What is not in data_dir yet is downloaded and
-    prepared by TFDS, if it can be. The attributes are in alphabetical order, unless the set's metadata
-    list them.
+    Such are `celeb_a` and, prepared by this module, `lfw_attributes` (and `lfw_attributes/real`). Images are cropped to
+    their central square and resized: x is [N, image_size, image_size, 3] uint8, image_size a multiple of 16. Booleans
+    make binary attributes, floats real-valued ones. What is not in data_dir yet is downloaded and prepared by TFDS, if
+    it can be. The set's metadata may name it and list the attributes, which else are in alphabetical order.
 
-    Args:
-      name: of the set, with its config if it has several: "celeb_a", "lfw_attributes/real".
-      data_dir: TFDS's data folder.
-      image_size: height and width of the faces, a multiple of 16.
-      memory, cache: as of `disk.decoded`: a larger set is decoded to memory maps, anew where its files have changed.
-
-    Returns:
-      The data set; x is [N, image_size, image_size, 3] uint8; booleans make binary attributes, floats
-      real-valued ones. Its name is "tfds/<name>", or what the set's metadata say.
+    memory, cache: as of `disk.decoded`: a larger set is decoded to memory maps, anew where its files have changed.
 
     Raises:
       InputError: there is no such set, it cannot be prepared, or it is not as described.
@@ -199,7 +191,7 @@ def _read_split(where: str, builder: tfds.core.DatasetBuilder, split: str, attri
 
 def _first_line(error: Exception) -> str:
     """Returns the first line of an exception's message, which TFDS follows by pages of advice."""
-    return one_line(error) if not str(error).strip() else str(error).strip().splitlines()[0]
+    return (str(error).strip() or one_line(error)).splitlines()[0]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,21 +16,13 @@ ROUNDING = 1 / (12 * 255**2)  # variance of rounding to 8 bits; keeps a pixel th
 
 
 class Baseline(NamedTuple):
-    """A fitted baseline.
+    """A fitted baseline."""
 
-    Attributes:
-      name: what tables call it.
-      parameters: number of fitted values.
-      params: the fitted values, arrays; see `log_likelihood`.
-      log_likelihood: faces -> [N] exact log p(x|y), nats.
-      sample: (params, keys [n], y [n, A], mask [n, A]) -> [n, H, W, 3] means of p(x|z), or None.
-    """
-
-    name: str
-    parameters: int
-    params: dict
-    log_likelihood: Callable[[Faces], np.ndarray]
-    sample: Callable | None
+    name: str  # what tables call it
+    parameters: int  # number of fitted values
+    params: dict  # the fitted values, arrays; see `log_likelihood`
+    log_likelihood: Callable[[Faces], np.ndarray]  # faces -> [N] exact log p(x|y), nats
+    sample: Callable | None  # (params, keys [n], y [n, A], mask [n, A]) -> [n, H, W, 3] means of p(x|z)
 
 
 def fit_baselines(data: Dataset, components: tuple[int, ...] = (10, 100, 500)) -> list[Baseline]:

@@ -5,6 +5,7 @@ of those on generated ones: what it gets wrong there is the labels' or its own f
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -23,9 +24,11 @@ from cmma_jax.data.dataset import Dataset
 from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation.classification import aucs, best_threshold, mean_known
+from cmma_jax.models.architecture import check
 from cmma_jax.models.distributions import Bernoulli, split_each
 from cmma_jax.models.networks import HE_NORMAL, STAGES
 from cmma_jax.models.spec import Spec
+from cmma_jax.sampling.faces import in_batches
 from cmma_jax.training import parallel
 from cmma_jax.training.config import Config
 from cmma_jax.training.step import begin, fit, make_optimizer, make_run, make_step
@@ -33,7 +36,6 @@ from cmma_jax.training.step import begin, fit, make_optimizer, make_run, make_st
 FILE = "classifier.msgpack"
 COMMAND = "python -m cmma_jax classifier"
 VISIBLE_AUC = 0.75  # below it the classifier, or the label, says too little of a face to count
-BATCH = 100  # faces classified at a time
 STEPS_PER_CALL = 10  # so that the bar moves on a CPU, where a step takes a good part of a second
 
 
@@ -66,10 +68,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "epochs", "batch_size", "learning_rate", "width", "hidden"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name}={getattr(self, name)} is out of range; give a number above 0")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout={self.dropout} is out of range; give from 0 to below 1")
+            check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
 
     def out_path(self) -> pathlib.Path:
         """Returns `out`, or where the classifier lies if it was not given."""
@@ -77,25 +77,15 @@ class Settings:
 
 
 class Classifier(NamedTuple):
-    """A trained classifier with what it is good for.
-
-    Attributes:
-      attributes: A names.
-      params: of `ClassifierNetwork`.
-      thresholds: [A], an attribute counts as present where its probability is above.
-      auc: [A], area under the ROC curve on the validation faces; NaN where they have one class alone.
-      visible: [A] bool, where that area is at least `VISIBLE_AUC`.
-      attribute_mean: [A], the fraction of the training faces that have the attribute.
-      dataset: name of the data set.
-    """
+    """A trained classifier of A attributes with what it is good for."""
 
     attributes: tuple[str, ...]
-    params: dict
-    thresholds: np.ndarray
-    auc: np.ndarray
-    visible: np.ndarray
-    attribute_mean: np.ndarray
-    dataset: str
+    params: dict  # of `ClassifierNetwork`
+    thresholds: np.ndarray  # [A], an attribute counts as present where its probability is above
+    auc: np.ndarray  # [A], area under the ROC curve on the validation faces; NaN where they have one class alone
+    visible: np.ndarray  # [A] bool, where that area is at least `VISIBLE_AUC`
+    attribute_mean: np.ndarray  # [A], the fraction of the training faces that have the attribute
+    dataset: str  # its name
 
 
 class ClassifierNetwork(nn.Module):
@@ -205,11 +195,7 @@ def predict(classifier: Classifier, x: np.ndarray | jax.Array) -> np.ndarray:
 
 
 def _probabilities(params: dict, x: np.ndarray | jax.Array) -> np.ndarray:
-    parts = []
-    for start in range(0, len(x), BATCH):
-        rows = np.arange(start, start + BATCH)  # the last batch is filled up, so that one program does for all
-        parts.append(np.asarray(_batch_probabilities(params, x[np.minimum(rows, len(x) - 1)]))[rows < len(x)])
-    return np.concatenate(parts)
+    return in_batches(functools.partial(_batch_probabilities, params), np.asarray(x))
 
 
 @jax.jit
@@ -221,22 +207,15 @@ def _batch_probabilities(params: dict, x: jax.Array) -> jax.Array:
 def scores(classifier: Classifier, x: np.ndarray | jax.Array, y: np.ndarray, mask: np.ndarray) -> dict:
     """Returns how well faces show the attributes that were asked for, by the visible attributes alone.
 
-    Standard errors are over faces, whose attributes go together; that of the accuracy is linearised
-    (the infinitesimal jackknife).
+    x: [N, H, W, 3] in [0, 1]; y: [N, A], 0 or 1, as asked; mask: [N, A] bool, True where an attribute was asked for
+    either way. Standard errors, accuracy_stderr and cosine_stderr, are over faces, whose attributes go together; that
+    of the accuracy is linearised (the infinitesimal jackknife).
 
-    Args:
-      classifier: from `load_classifier`.
-      x: [N, H, W, 3] in [0, 1].
-      y: [N, A], 0 or 1, as asked.
-      mask: [N, A] bool, True where an attribute was asked for either way.
-
-    Returns:
+    Keys:
       accuracy: balanced, mean over the attributes of (true positive rate + true negative rate) / 2; 0.5 is chance.
-      accuracy_stderr.
       per_attribute: {name: balanced accuracy}, for visible attributes with both values among the asked.
       cosine: mean over faces of the cosine between the asked vector, 2y - 1, and the predicted, 2p - 1, each minus
         the training set's mean of 2y - 1; so 0 is chance. Faces with nothing visible asked are left out.
-      cosine_stderr.
     """
     p, y, mask = predict(classifier, x), np.asarray(y, np.float64), np.asarray(mask, bool)
     right = (p > classifier.thresholds[None]) == (y > 0)
@@ -273,9 +252,7 @@ def save_classifier(classifier: Classifier, path: str | pathlib.Path) -> None:
              **{name: getattr(classifier, name).tolist() for name in ("thresholds", "auc", "attribute_mean")}}
     content = serialization.msgpack_serialize({"facts": json.dumps(facts),
                                                "params": jax.tree.map(np.asarray, classifier.params)})
-    path = classifier_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    write_whole(classifier_path(path), content)
 
 
 def load_classifier(path: str | pathlib.Path, spec: Spec) -> Classifier:

@@ -19,7 +19,6 @@ from cmma_jax.evaluation.table import Figures
 from cmma_jax.sampling.attributes import Attributes
 from cmma_jax.sampling.face_model import FaceModel
 
-INTENSITIES = (1.0,)
 IDENTITY_FACES = 3  # for each attribute, other ones each time: an embedding costs as much as a hundred edits
 PAIRS = 500  # of two real faces of one person, and of two persons
 
@@ -43,11 +42,7 @@ def measure_edits(model: FaceModel, classifier: Classifier, faces: Faces, column
         above `same_person`.
 
     Args:
-      model: one that looks at faces.
-      classifier: of the same attributes.
-      faces: to be edited.
       columns: numbers of the attributes to be edited, which the classifier sees.
-      intensity, literal: of the edits.
       embed: [N, H, W, 3] -> [N, d]; without it identity is left out.
       start: [N, d], the embeddings of the faces.
       same_person: from `real_pairs`.
@@ -99,12 +94,12 @@ def measure_edits(model: FaceModel, classifier: Classifier, faces: Faces, column
     return found
 
 
-def real_pairs(embedded: np.ndarray, people: tuple[str, ...], seed: int = 0) -> tuple[dict[str, Figures], float]:
+def real_pairs(embedded: np.ndarray, people: tuple[str, ...]) -> tuple[dict[str, Figures], float]:
     """Returns the embeddings' cosines of pairs of real faces, of one person and of two, and the threshold between them.
 
     The threshold is that of the best balanced accuracy. embedded: [N, d]; people: N names.
     """
-    rng, names = np.random.default_rng(seed), np.asarray(people)
+    rng, names = np.random.default_rng(0), np.asarray(people)
     i, j = np.triu_indices(len(names), 1)
     same = names[i] == names[j]
     chosen = np.concatenate([rng.permutation(np.flatnonzero(rows))[:PAIRS] for rows in (same, ~same)])
@@ -118,12 +113,8 @@ def real_pairs(embedded: np.ndarray, people: tuple[str, ...], seed: int = 0) -> 
 def measure_inferred(infer: Callable[[np.ndarray], np.ndarray], visible: np.ndarray, data: Dataset) -> Figures:
     """Returns how well attributes are inferred from test faces: balanced accuracy, AUC and calibration error.
 
-    The threshold is that of the best balanced accuracy on the validation faces.
-
-    Args:
-      infer: [N, H, W, 3] -> [N, A] probabilities; q(y|z) or the classifier.
-      visible: [A] bool, the attributes over which is averaged.
-      data: faces with their attributes.
+    The threshold is that of the best balanced accuracy on the validation faces. infer: [N, H, W, 3] -> [N, A]
+    probabilities, by q(y|z) or the classifier; visible: [A] bool, the attributes over which is averaged.
     """
     chosen, p = (infer(part.x / np.float32(255)) for part in (data.validation, data.test))
     y, mask, rates = data.test.y, data.test.mask, []

@@ -19,17 +19,10 @@ TIMES_STEPS = 4  # as many steps stand for the exact solution: Heun's error fall
 
 
 class SolverError(NamedTuple):
-    """How far a flow's figures are from those of many more steps.
+    """How far a flow's figures are from those of many more steps, the means over some faces."""
 
-    Attributes:
-      pixels: mean absolute difference of a sample's pixel, in [0, 1].
-      nats: mean absolute difference of a face's log p(z|y).
-      steps, many: of the two solutions.
-      faces: how many were looked at.
-    """
-
-    pixels: float
-    nats: float
+    pixels: float  # absolute difference of a sample's pixel, in [0, 1]
+    nats: float  # absolute difference of a face's log p(z|y)
     steps: int
     many: int
     faces: int

@@ -30,17 +30,11 @@ SIGMAS = np.geomspace(0.01, 1.0, 463)
 
 
 class Sampler(NamedTuple):
-    """A model as the Parzen window sees it.
+    """A model as the Parzen window sees it."""
 
-    Attributes:
-      sample: (params, [n] keys, y, mask [n, A]) -> [n, H, W, 3], means of p(x|z); a pure function.
-      params: its parameters.
-      conditional: whether y makes a difference; where it does not, one set of samples serves every face.
-    """
-
-    sample: Callable[..., jax.Array]
+    sample: Callable[..., jax.Array]  # (params, [n] keys, y, mask [n, A]) -> [n, H, W, 3] means of p(x|z); pure
     params: Any
-    conditional: bool = True
+    conditional: bool = True  # whether y makes a difference; where it does not, one set of samples serves every face
 
 
 @functools.lru_cache(maxsize=32)  # one function a model, so that jit compiles it once
@@ -59,17 +53,13 @@ def model_sampler(model: Model, params: Params, conditional: bool = True, steps:
 
 def parzen_log_likelihood(sampler: Sampler, faces: Faces, samples: int, sigmas: np.ndarray, seed: int = 0,
                           chunk: int = 200, save: pathlib.Path | None = None, progress: str = "") -> np.ndarray:
-    """Returns log p(x|y) of each face for each window: [M, S] nats, float64.
+    """Returns log p(x|y) of each of M faces for each window: [M, S] nats, float64.
 
     Sample j of face i comes from (seed, i, j) alone. Memory holds `chunk` samples and S sums a face, whatever N is.
 
     Args:
-      sampler: what is measured.
-      faces: M faces with their attributes.
       samples: N, windows a face.
       sigmas: [S] deviations of a window, in pixels of [0, 1].
-      seed: of the samples.
-      chunk: samples decoded at once.
       save: a JSON-lines file to which each finished face goes; a second call with it goes on from there. The caller
         names in it whatever the result depends on.
       progress: name on the progress bar; empty: no bar.

@@ -62,12 +62,9 @@ def _ellipse(gaussian: Gaussian, row: int, **style):
 
 def labelled_faces(blocks: list[tuple[str, list[np.ndarray]]], rows: list[str], path: pathlib.Path,
                    columns: list[str] | None = None) -> None:
-    """Writes blocks of faces side by side, with the names of rows and columns.
+    """Writes blocks of faces side by side, a PNG, with the names of rows and columns.
 
-    Args:
-      blocks: (title, a row of faces [N, H, W, 3] in [0, 1] for each of `rows`).
-      rows, columns: their names.
-      path: the PNG to write.
+    blocks: (title, a row of faces [N, H, W, 3] in [0, 1] for each of `rows`).
     """
     from matplotlib.figure import Figure
 

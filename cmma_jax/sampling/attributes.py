@@ -62,10 +62,10 @@ class Attributes:
         Raises:
           InputError: there is none of that name.
         """
-        plain = {_plain(known): i for i, known in enumerate(self.spec.attributes)}
-        if _plain(name) not in plain:
+        columns = {plain(known): i for i, known in enumerate(self.spec.attributes)}
+        if plain(name) not in columns:
             raise InputError(f"unknown attribute {name.strip()!r}{did_you_mean(name, self.spec.attributes)}")
-        return plain[_plain(name)]
+        return columns[plain(name)]
 
     def value(self, name: str, value: float | str | None) -> float | None:
         """Returns what a model takes for an attribute's value; None: unknown.
@@ -80,21 +80,17 @@ class Attributes:
         text, column = str(value).strip().lower(), self.find(name)
         wrong = f"{self.spec.attributes[column]}={value} "
         kind = self.spec.kinds[column]
-        number = WORDS.get(text) if kind == "binary" else None
         try:
             if kind == "binary":
-                number = float(text) if number is None else number
+                number = WORDS[text] if text in WORDS else float(text)
                 good = 0 <= number <= 1
             elif match := re.fullmatch(r"p(\d+(\.\d*)?)", text):
-                percentile = float(match[1])
-                good = percentile <= 100
-                scores = self.spec.attribute_percentiles[column]
+                percentile, scores = float(match[1]), self.spec.attribute_percentiles[column]
                 number = self._standard(column, float(np.interp(percentile, np.arange(101), scores)))
-            elif text.endswith("sd"):
-                number = float(text.removesuffix("sd"))
-                good = abs(number) <= FARTHEST
+                good = percentile <= 100
             else:
-                number = self._standard(column, float(text))
+                deviations = text.endswith("sd")
+                number = float(text.removesuffix("sd")) if deviations else self._standard(column, float(text))
                 good = abs(number) <= FARTHEST
         except ValueError:
             raise InputError(wrong + f"is no value of it; give {FORMS[kind]}") from None
@@ -143,18 +139,18 @@ class Attributes:
 
     def contradicted(self, column: int) -> list[int]:
         """Returns the columns of the attributes that cannot hold where this one does."""
-        name, category = _plain(self.spec.attributes[column]), _category(self.spec.attributes[column])
-        groups = [{_plain(member) for member in group} for group in EXCLUSIVE]
+        name, category = plain(self.spec.attributes[column]), _category(self.spec.attributes[column])
+        groups = [{plain(member) for member in group} for group in EXCLUSIVE]
         others = set().union(*(group for group in groups if name in group)) - {name}
         return [i for i, known in enumerate(self.spec.attributes)
-                if _plain(known) in others or (category and i != column and category == _category(known))]
+                if plain(known) in others or (category and i != column and category == _category(known))]
 
     def _otherwise(self, asked: dict[int, float | None], y: np.ndarray, mask: np.ndarray) -> None:
         """Sets what holds where the last one of some attributes was just reset."""
-        columns = {_plain(known): i for i, known in enumerate(self.spec.attributes) if self.spec.binary[i]}
+        columns = {plain(known): i for i, known in enumerate(self.spec.attributes) if self.spec.binary[i]}
         for name, others in OTHERWISE.items():
-            column, reset = columns.get(_plain(name)), [columns[_plain(other)] for other in others
-                                                        if _plain(other) in columns]
+            column, reset = columns.get(plain(name)), [columns[plain(other)] for other in others
+                                                        if plain(other) in columns]
             if column is None or column in asked or not any(asked.get(other) == 0 for other in reset):
                 continue
             absent = (mask[..., reset] & (y[..., reset] == 0)).all(-1)
@@ -193,5 +189,6 @@ def _category(name: str) -> str:
 
 
 @functools.cache  # the names of a data set are asked for at every call
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Returns a name without what does not matter in it: case, spaces, `_` and other signs."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -90,9 +90,8 @@ class FaceModel:
           detail: the temperature at which pixels are drawn as well, by a model with a detail; 1: from p(x|y) itself,
             grain and all; None: the decoder's mean, a smooth face.
         """
-        y, mask = self.encode(attributes or {}, groups=groups)
-        return self.generate_encoded(np.repeat(y[None], max(n, 0), 0), np.repeat(mask[None], max(n, 0), 0), seed,
-                                     temperature, guidance, steps, detail)
+        return self.generate_encoded(*self._rows(attributes or {}, max(n, 0), groups), seed, temperature, guidance,
+                                     steps, detail)
 
     def generate_encoded(self, y: np.ndarray, mask: np.ndarray, seed: int = 0, temperature: float = 1.0,
                          guidance: float | None = None, steps: int = STEPS, detail: float | None = None) -> np.ndarray:
@@ -165,9 +164,8 @@ class FaceModel:
         x = self._faces(x)
         mean, deviation = self._infer(x, *self._rows(y or {}, len(x), True), seed, samples, steps)
         spec = self.run.spec
-        scale, middle = (np.where(spec.binary, plain, a)[None] for plain, a in (
-            (1, np.asarray(spec.attribute_std)), (0, np.asarray(spec.attribute_mean))))
-        mean, deviation = mean * scale + middle, deviation * scale
+        scale = np.where(spec.binary, 1, spec.attribute_std)[None]
+        mean, deviation = mean * scale + np.where(spec.binary, 0, spec.attribute_mean)[None], deviation * scale
         return {name: (mean[:, i], deviation[:, i]) for i, name in enumerate(self.attributes)}
 
     def reconstruct(self, x: np.ndarray, y: Settings | None = None) -> np.ndarray:
@@ -309,11 +307,7 @@ class FaceModel:
         return x
 
     def _guidance(self, guidance: float | None, asked: bool) -> jax.Array | None:
-        """Returns the scale that a flow is given, None for none; asked: whether any attribute is.
-
-        Raises:
-          InputError: it is below 0, or 0 and forgets attributes, or the flow that it is for is not there.
-        """
+        """Returns the scale that a flow is given, None for none; asked: whether any attribute is."""
         if guidance is not None:
             _require(guidance, "guidance", 0.0)
             if guidance == 0 and asked:

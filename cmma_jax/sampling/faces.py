@@ -59,10 +59,6 @@ def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Arr
 
     Args:
       model: one with a posterior.
-      params: its parameters.
-      x: the faces.
-      y, mask: their attributes.
-      new_y, new_mask: those that they are to have.
       intensity: a number or [B]; 0 changes nothing, a negative one leads the other way.
       literal: of a Gaussian prior, whether h sees new_y, as step 2 of the paper has it, which counts the change twice.
       keep_detail: whether what the model cannot reproduce of a face, x less its reconstruction, is added again; then
@@ -112,9 +108,7 @@ def infer_attributes(model: Model, params: Params, key: jax.Array, x: jax.Array,
 
     Args:
       model: one with q(y|z), a CMMA.
-      params: its parameters.
       key: one key, or [B] keys, one an example.
-      x: the faces.
       y, mask: what is known of their attributes; an empty mask: nothing.
       samples: of z.
       steps: of a chain in which each sample goes on: y ~ q(y|z), the known ones kept, then z ~ q(z|x, y)
@@ -177,26 +171,11 @@ def _on_circle(ends: jax.Array, weights: jax.Array) -> jax.Array:
     return first[:, None] * ends[:1] + second[:, None] * ends[1:]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def encode(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns latents [B, J] of faces: the mean of q(z|x, y)."""
-    return model.posterior(params, x, y, mask).mean
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def decode(model: Model, params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns faces [B, H, W, 3] in [0, 1] of latents z: [B, J], the mean of p(x|z); y, mask: as a CVAE sees them."""
-    return jnp.clip(model.likelihood(params, z, y, mask).mean, 0, 1)
-
-
 def in_batches(function: Callable, *arrays: np.ndarray):
     """Returns function(*arrays) on the host, computed in batches whose sizes are powers of two.
 
     So it is compiled for few sizes, whatever sizes are asked for. The last rows are repeated to fill a batch up.
-
-    Args:
-      function: of arrays [B, ...], row by row; its result may be a tree of such arrays.
-      *arrays: [N, ...] each, N above 0.
+    arrays: [N, ...], N above 0; function: of arrays [B, ...], row by row; its result may be a tree of such arrays.
     """
     parts, n = [], len(arrays[0])
     for start in range(0, n, LARGEST_BATCH):

@@ -33,29 +33,19 @@ class Box(NamedTuple):
 
 
 class Photo(NamedTuple):
-    """A photograph and the face in it.
+    """A photograph and the face in it."""
 
-    Attributes:
-      picture: the whole, upright, RGB.
-      box: where the face lies in it.
-      face: [size, size, 3] float32 in [0, 1].
-      note: what was found, in words; empty: nothing was looked for.
-    """
-
-    picture: Image.Image
-    box: Box
-    face: np.ndarray
-    note: str = ""
+    picture: Image.Image  # the whole, upright, RGB
+    box: Box  # where the face lies in it
+    face: np.ndarray  # [size, size, 3] float32 in [0, 1]
+    note: str = ""  # what was found, in words; empty: nothing was looked for
 
 
 def read_photo(path: pathlib.Path | str, size: int = 64, face: int = 0, crop: Box | None = None) -> Photo:
     """Reads a photograph and finds the face; a picture of size x size is taken for a face already cropped.
 
-    Args:
-      path: of the photograph.
-      size: height and width of the model's faces.
-      face: which one where there are several; 0: the largest, 1: the largest but one, and so on.
-      crop: the face's rectangle, instead of the detector's.
+    size: height and width of the model's faces; face: which one where there are several; 0: the largest, 1: the largest
+    but one, and so on; crop: the face's rectangle, instead of the detector's.
 
     Raises:
       InputError: no such file, no image, an image too small or too large, no face in it, or a crop outside it.
@@ -80,10 +70,7 @@ def read_photo(path: pathlib.Path | str, size: int = 64, face: int = 0, crop: Bo
 
 
 def find_face(picture: Image.Image, name: pathlib.Path | str, face: int = 0) -> tuple[Image.Image, Box, str]:
-    """Returns the picture, turned upright, the rectangle that LFWcrop would keep of a face, and what was found.
-
-    Arguments and errors as of `read_photo`.
-    """
+    """Returns the picture, turned upright, the rectangle that LFWcrop would keep of a face, and what was found."""
     turn, boxes = upright(picture)
     if not boxes:
         raise InputError(f"no face found in {name}, upright or turned; give its rectangle: "

@@ -37,7 +37,6 @@ def animation(faces: np.ndarray, scale: int = 4, seconds: float = 0.08) -> bytes
 
 def save_picture(picture: Image.Image, path: pathlib.Path) -> None:
     """Writes a PNG whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     encoded = io.BytesIO()
     picture.save(encoded, format="PNG")
     write_whole(path, encoded.getvalue())

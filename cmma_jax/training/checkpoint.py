@@ -33,7 +33,6 @@ RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's 
 ON_HOST = ocp.RestoreArgs(restore_type=np.ndarray)
 SAVE_SECONDS = 300  # in which a save must end: one that hangs is told as an error, and not waited for for ever
 DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES)
-UNSUMMED = {"config", "spec", "metrics"}  # all that the facts held before there were sums
 
 
 def up_to(config: Config, folder: str) -> Config:
@@ -73,13 +72,8 @@ class Checkpoints(NamedTuple):
         """Saves a state (it has a `step`) with its config, its data's description and its metrics.
 
         The values are copied to the host first, so the devices may go on; the writing is done in the
-        background and ends at the latest when the folder is closed.
-
-        Args:
-          state: all that training changes.
-          config, spec: what the run is.
-          metrics: its score among them, where the state was measured.
-          begun: the means of an epoch's steps so far, where it stands inside one.
+        background and ends at the latest when the folder is closed. metrics: its score among them, where the state was
+        measured; begun: the means of an epoch's steps so far, where it stands inside one.
 
         Raises:
           InputError: it, or the one before it, cannot be written; those before are as they were.
@@ -101,8 +95,7 @@ class Checkpoints(NamedTuple):
     def restore(self, like: Any, step: int | None = None) -> Any:
         """Returns the state of a step (the latest if None) as NumPy arrays, in the structure of `like`.
 
-        Raises:
-          InputError: there is no checkpoint, it is damaged, or it does not fit `like`.
+        Raises InputError if there is no checkpoint, it is damaged, or it does not fit `like`.
         """
         return self._restore(like, step, partial=False)
 
@@ -117,18 +110,14 @@ class Checkpoints(NamedTuple):
         return found["params"] | found.get("frozen", {})
 
     def facts(self, step: int | None = None) -> tuple[Config, Spec, dict[str, float]]:
-        """Returns the config, the data's description and the metrics of a step (the latest if None).
-
-        Raises:
-          InputError: there is no checkpoint, it is damaged, or version 0.1 made it.
-        """
+        """Returns config, data's description and metrics of a step (the latest if None); raises as `restore`."""
         facts = self._facts(step)
         refuse_old_version(json.dumps(facts["config"]), f"the run in {self.folder.parent}")
         return Config.from_json(json.dumps(facts["config"])), Spec.from_json(facts["spec"]), facts["metrics"]
 
     def begun(self) -> dict[str, list[float]]:
         """Returns the means of the steps that the latest checkpoint has taken of an epoch it stands inside."""
-        return self._facts(None).get("begun", {})
+        return self._facts(None)["begun"]
 
     def _restore(self, like: Any, step: int | None, partial: bool) -> Any:
         step = self._step(step)
@@ -182,16 +171,12 @@ def _sums(tree: Any) -> dict[str, int]:
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
     """Returns the facts in a checkpoint's JSON; raises ValueError if they are not those that were saved."""
-    if set(content) == UNSUMMED:
-        return content
     if content["sum"] != _sum_of_facts(content["facts"]):
         raise ValueError("its facts have another checksum")
     return content["facts"]
 
 
 def _check_sums(tree: Any, facts: dict[str, Any]) -> None:
-    if set(facts) == UNSUMMED:
-        return
     wrong = [name for name, value in _sums(tree).items() if facts["sums"].get(name) != value]
     if wrong:
         raise ValueError(f"{wrong[0]} has another checksum")
@@ -236,10 +221,8 @@ def _damage(checkpoint: pathlib.Path) -> str | None:
 def set_damaged_aside(folder: pathlib.Path | str) -> list[str]:
     """Moves checkpoints that cannot be read back whole from `folder` to damaged/ of the same name beside it.
 
-    All are looked at, so that the best can be relied on too. Every process of a run must call it.
-
-    Returns:
-      A line on each, which names it and its damage.
+    All are looked at, so that the best can be relied on too. Every process of a run must call it. Returns a line on
+    each, which names it and its damage.
 
     Raises:
       InputError: none is whole, and nothing was moved; or it cannot be moved.

@@ -29,37 +29,25 @@ Tree = Any
 
 
 class Placement(NamedTuple):
-    """How a computation is laid over devices.
+    """How a computation is laid over devices; `share` and `mean` are for inside the computation."""
 
-    Attributes:
-      count: number of devices, over all processes.
-      share: inside the computation, a tree of [B, ...] arrays -> the rows this device works on.
-      mean: inside the computation, a tree of per-device means -> their mean over the devices.
-      rows: [B / processes] the numbers of the batch's rows that this process's devices work on, in their order.
-      put: a tree of host arrays -> the same values on every device.
-      split: a tree of host arrays [n, B / processes, ...], those rows of n batches -> the same on this process's
-        devices, to each its part of axis 1, which the computation then has to itself.
-      get: what `put` or `compile` returned -> a tree of single arrays, without a copy where possible.
-      compile: function of (state, data) -> the same compiled; the state is donated.
-    """
-
-    count: int  # type: ignore[assignment]  # a tuple has a method of that name, which nobody calls here
-    share: Callable[[Tree], Tree]
-    mean: Callable[[Tree], Tree]
-    rows: np.ndarray
-    put: Callable[[Tree], Tree]
+    devices: int  # how many, over all processes
+    share: Callable[[Tree], Tree]  # a tree of [B, ...] arrays -> the rows this device works on
+    mean: Callable[[Tree], Tree]  # a tree of per-device means -> their mean over the devices
+    rows: np.ndarray  # [B / processes] the numbers of the batch's rows that this process's devices work on, in order
+    put: Callable[[Tree], Tree]  # a tree of host arrays -> the same values on every device
+    # A tree of host arrays [B / processes, ...], those rows of a batch -> the same on this process's devices, to each
+    # its part, which the computation then has to itself.
     split: Callable[[Tree], Tree]
-    get: Callable[[Tree], Tree]
-    compile: Callable[[Callable], Callable]
+    get: Callable[[Tree], Tree]  # what `put` or `compile` returned -> single arrays, without a copy where possible
+    compile: Callable[[Callable], Callable]  # function of (state, data) -> the same compiled; the state is donated
 
 
 def place(devices: int, how: str, batch_size: int) -> Placement:
     """Returns the placement for `--devices` and `--parallel`.
 
-    Args:
-      devices: how many; 0 for all that JAX sees. Several processes always use all of theirs.
-      how: "pmap" or "mesh"; one device uses plain jit for either.
-      batch_size: faces a step over all devices; their number must divide it.
+    devices: 0 for all that JAX sees; several processes always use all of theirs. how: "pmap" or "mesh"; one device uses
+    plain jit for either. batch_size: faces a step over all devices.
 
     Raises:
       InputError: there are fewer devices, or they do not divide the batch.
@@ -112,8 +100,7 @@ def _pmap(devices: list[jax.Device], batch_size: int) -> Placement:
         return copy(np.arange(len(local)), tree)
 
     def split(tree: Tree) -> Tree:
-        return spread(jax.tree.map(
-            lambda a: np.moveaxis(a.reshape(len(a), len(local), -1, *a.shape[2:]), 1, 0), tree))
+        return spread(jax.tree.map(lambda a: a.reshape(len(local), -1, *a.shape[1:]), tree))
 
     def get(tree: Tree) -> Tree:
         return jax.tree.map(lambda a: a.addressable_data(0).reshape(a.shape[1:]), tree)
@@ -126,8 +113,6 @@ def _pmap(devices: list[jax.Device], batch_size: int) -> Placement:
 def _mesh(devices: list[jax.Device], batch_size: int) -> Placement:
     mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-    streamed = NamedSharding(mesh, PartitionSpec(None, AXIS))
-    local = [device for device in devices if device.process_index == jax.process_index()]
 
     def share(tree: Tree) -> Tree:
         return jax.lax.with_sharding_constraint(tree, divided)
@@ -136,12 +121,8 @@ def _mesh(devices: list[jax.Device], batch_size: int) -> Placement:
         return jax.tree.map(lambda a: jax.make_array_from_callback(np.shape(a), everywhere, lambda _: a), tree)
 
     def split(tree: Tree) -> Tree:
-        def one(a: np.ndarray) -> jax.Array:
-            pieces = [jax.device_put(piece, device)
-                      for piece, device in zip(np.split(a, len(local), 1), local, strict=True)]
-            shape = (len(a), batch_size, *a.shape[2:])
-            return jax.make_array_from_single_device_arrays(shape, streamed, pieces)
-        return jax.tree.map(one, tree)
+        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(divided, a, (batch_size, *a.shape[1:])),
+                            tree)
 
     def get(tree: Tree) -> Tree:
         return jax.tree.map(lambda a: a.addressable_data(0), tree)
@@ -205,9 +186,8 @@ def on_all_processes(tree: Tree) -> Tree:
 def room_for_faces(data_on_device: str) -> float:
     """Returns how many bytes of training faces go to every device; more are streamed.
 
-    Args:
-      data_on_device: "true": any number; "false": none; "auto": DATA_SHARE of a device's memory, which CPU devices
-        have in equal parts of the machine's, and of the machine's, where the faces lie as well.
+    data_on_device: "true": any number; "false": none; "auto": DATA_SHARE of a device's memory, which CPU devices have
+    in equal parts of the machine's, and of the machine's, where the faces lie as well.
     """
     if data_on_device != "auto":
         return {"true": math.inf, "false": 0.0}[data_on_device]
@@ -259,12 +239,9 @@ def prepare() -> None:
 
 
 def over_devices(function: Callable[..., jax.Array], shared: int, devices: int) -> Callable[..., jax.Array]:
-    """Returns function compiled, the work split over local devices along a leading axis.
+    """Returns function compiled, the work split over so many local devices along a leading axis, which they divide.
 
-    Args:
-      function: pure, of `shared` arguments that every device needs whole, then of [M, ...] arrays; returns [M, ...].
-      shared: how many of the first arguments those are.
-      devices: how many; they divide M.
+    function: pure, of `shared` arguments that every device needs whole, then of [M, ...] arrays; returns [M, ...].
     """
     if devices == 1:
         return jax.jit(function)

@@ -30,11 +30,8 @@ def read_metrics(run: pathlib.Path) -> list[dict[str, Any]]:
 def open_records(run: pathlib.Path, epoch: int) -> Iterator[Callable[[dict[str, float | str]], None]]:
     """Opens a run's records after `epoch` epochs; lines of later epochs, which will be redone, are dropped.
 
-    Yields:
-      record(metrics): appends a line; metrics must hold "epoch".
-
-    Raises:
-      InputError: the records cannot be written; the lines so far are as they were.
+    Yields record(metrics), which appends a line; metrics must hold "epoch". Raises InputError if the records cannot be
+    written; the lines so far are as they were.
     """
     from tensorboardX import event_file_writer, summary  # here: it takes seconds where PyTorch is installed
     from tensorboardX.proto.event_pb2 import Event, SessionLog

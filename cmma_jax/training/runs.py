@@ -21,23 +21,15 @@ from cmma_jax.training.records import read_metrics
 
 
 class Run(NamedTuple):
-    """A run's best checkpoint.
+    """A run's best checkpoint."""
 
-    Attributes:
-      path: the run's folder, or the file of a compact model.
-      config, spec: its settings and the description of its data.
-      step: of the checkpoint, the best by score.
-      epoch: the run's last whole one.
-      model, params: what it trained; the parameters on the device.
-    """
-
-    path: pathlib.Path
+    path: pathlib.Path  # the run's folder, or the file of a compact model
     config: Config
-    spec: Spec
-    step: int
-    epoch: int
+    spec: Spec  # the description of its data
+    step: int  # of the checkpoint, the best by score
+    epoch: int  # the run's last whole one
     model: Model
-    params: Params
+    params: Params  # on the device
 
     @property
     def system(self) -> str:
@@ -47,11 +39,7 @@ class Run(NamedTuple):
 
 
 def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
-    """Returns the best checkpoint of a run.
-
-    Args:
-      path: the run's folder, a compact file, or the name of a model that comes with the package.
-      unfinished: whether a run whose training has not come to its end will do.
+    """Returns the best checkpoint of a run: its folder, a compact file, or a model that comes with the package.
 
     Raises:
       InputError: there is no run, it is damaged, or it is not finished and `unfinished` is false.
@@ -89,7 +77,7 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
 
 
 def _asked(path: pathlib.Path) -> Config | None:
-    """Returns the settings of a run's last start, None if they are not there or are none."""
+    """Returns the settings of a run's last start; None: they are not there, or another program's or version's."""
     try:
         return Config.from_json((path / "config.json").read_text())
     except (OSError, InputError, TypeError):
@@ -97,11 +85,7 @@ def _asked(path: pathlib.Path) -> Config | None:
 
 
 def save_compact(run: Run, path: pathlib.Path | str) -> None:
-    """Writes a run as one file in half precision, which `load_run` takes in place of its folder.
-
-    Raises:
-      InputError: a parameter is beyond the range of float16, or the file cannot be written.
-    """
+    """Writes a run as one file, which `load_run` takes in place of its folder; raises as `write_compact`."""
     write_compact(pathlib.Path(path), run.config, run.spec, run.step, run.epoch, run.params)
 
 
@@ -109,24 +93,17 @@ def find_runs(folder: pathlib.Path | str, model: str = "", dataset: str = "",
               unfinished: bool = False) -> list[pathlib.Path]:
     """Returns the newest finished run of each model and preset, with its other seeds, in the order of their names.
 
-    Args:
-      folder: where runs lie, one level deep.
-      model: only this one; empty: all.
-      dataset: only runs on it; empty: the data set of the newest run.
-      unfinished: whether runs whose training has not come to its end count.
+    folder: where runs lie, one level deep; model: only this one, empty: all; dataset: only runs on it, empty: the data
+    set of the newest run; unfinished: whether runs whose training has not come to its end count.
 
     Raises:
       InputError: there is none.
     """
     found = []
-    for path in pathlib.Path(folder).glob("*/config.json"):
-        try:
-            config = Config.from_json(path.read_text())
-        except (InputError, TypeError):
-            continue  # of another program, or of another version of this one
-        records = read_metrics(path.parent)
-        if records and (unfinished or records[-1]["epoch"] >= config.all_epochs):
-            found.append(((path.parent / "metrics.jsonl").stat().st_mtime, path.parent, config))
+    for path in (file.parent for file in pathlib.Path(folder).glob("*/config.json")):
+        config, records = _asked(path), read_metrics(path)
+        if config and records and (unfinished or records[-1]["epoch"] >= config.all_epochs):
+            found.append(((path / "metrics.jsonl").stat().st_mtime, path, config))
     found.sort(key=lambda entry: entry[0], reverse=True)
     found = [entry for entry in found if not model or entry[2].model == model]
     if found and not dataset:

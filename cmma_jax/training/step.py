@@ -20,21 +20,13 @@ MOMENTUM_EPOCHS = 250  # over which sgd's momentum rises (Gauthier 2015)
 
 
 class TrainState(NamedTuple):
-    """All that training changes; with the seed and the data it determines every later step.
+    """All that training changes; with the seed and the data it determines every later step."""
 
-    Attributes:
-      step: int32, steps taken.
-      params: those that are trained, as they are to be evaluated.
-      opt_state: the optimiser's.
-      moving: the parameters that the steps move, where `params` are their average; else empty.
-      frozen: the model's other parameters, which an earlier stage trained.
-    """
-
-    step: jax.Array
-    params: Any
+    step: jax.Array  # int32, steps taken
+    params: Any  # those that are trained, as they are to be evaluated
     opt_state: Any
-    moving: Any = ()
-    frozen: Any = ()
+    moving: Any = ()  # the parameters that the steps move, where `params` are their average; else empty
+    frozen: Any = ()  # the model's other parameters, which an earlier stage trained
 
     @property
     def whole(self) -> Any:
@@ -53,11 +45,6 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.Gradient
     adagrad starts with an accumulator of 0, as Torch7's does: with optax's 0.1 the first steps differ
     300-fold. Its first gradients stay in the accumulator for ever, so that it needs both the warm-up and the
     clipping.
-
-    Args:
-      config: optimizer, learning_rate, schedule, warmup_steps, clip_norm, momentum, final_momentum,
-        discriminator_rate, epochs.
-      steps_per_epoch: gives the schedules' lengths in steps.
     """
     rate = _rate(config, config.learning_rate, steps_per_epoch * config.epochs)
     momentum = optax.linear_schedule(config.momentum, config.final_momentum, MOMENTUM_EPOCHS * steps_per_epoch)
@@ -101,11 +88,8 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
 
     Args:
       loss: (params, [B] keys, x, y, mask) -> ([B] loss, a tree of per-example terms).
-      optimizer: as optax has them.
-      seed: of the noise.
       batch_size: faces a step, over all devices.
       mirror: whether each face is mirrored half of the times.
-      placement: where it runs.
       average: decay of the parameters' moving average, begun with a shorter memory; 0: there is none.
       stage: another one has other noise.
     """
@@ -142,8 +126,8 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
 def make_run(step: Callable, placement: Placement) -> Callable[[TrainState, tuple], tuple[TrainState, dict]]:
     """Returns run(state, (faces, batch)), a compiled step.
 
-    faces are all of them, on the devices, and batch its row numbers, [1, B]; or faces is None, and batch is those faces
-    themselves, [1, B, ...] each, every device with its share of B: they were streamed.
+    faces are all of them, on the devices, and batch its row numbers, [B]; or faces is None, and batch is those faces
+    themselves, [B, ...] each, every device with its share of B: they were streamed.
 
     Several steps are not one `lax.scan`: inside a loop XLA's convolutions have gradients on a CPU that take a hundred
     times as long, and a step takes longer than its dispatch everywhere.
@@ -151,7 +135,6 @@ def make_run(step: Callable, placement: Placement) -> Callable[[TrainState, tupl
 
     def run(state: TrainState, data: tuple[Faces | None, Any]) -> tuple[TrainState, dict]:
         faces, batch = data
-        batch = jax.tree.map(lambda a: a[0], batch)
         if faces is not None:
             rows = placement.share(batch)
             batch = Faces(*(a[rows] for a in faces))
@@ -170,10 +153,7 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, se
       run: from `make_run`.
       state: host values; they are put on the devices here.
       faces: host values, or memory maps.
-      placement: where they go.
-      seed: of the order.
       batch_size: faces a step, over all devices.
-      epochs: to train in all.
       steps_per_call: steps between looks from outside: many where steps are fast. Looks are taken at epochs' ends.
       on_device: whether all faces are put on every device. If not, threads read the batches ahead of the steps, each
         process its own rows of them.
@@ -190,11 +170,11 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, se
     state = placement.put(state)
     if on_device:
         whole = placement.put(faces)
-        calls: Generator[list, None, None] = ([(whole, placement.put(row[None])) for row in each] for each in rows)
+        calls: Generator[list, None, None] = ([(whole, placement.put(row)) for row in each] for each in rows)
     else:
         def read(each: np.ndarray) -> list:
             mine = each[:, placement.rows]
-            return [(None, placement.split(Faces(*(a[row[None]] for a in faces)))) for row in mine]
+            return [(None, placement.split(Faces(*(a[row] for a in faces)))) for row in mine]
 
         calls = read_ahead(read, rows)
     with contextlib.closing(calls):

@@ -8,8 +8,9 @@ import pathlib
 import socket
 
 from cmma_jax.errors import InputError
+from cmma_jax.models.architecture import check
 from cmma_jax.sampling.face_model import FaceModel, load
-from cmma_jax.training.runs import check_data, find_runs, load_data, load_run
+from cmma_jax.training.runs import find_runs, load_data, load_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,36 +40,33 @@ class Web:
     def __post_init__(self) -> None:
         if self.root_path and not (self.root_path.startswith("/") and not self.root_path.endswith("/")):
             raise InputError(f"--root_path={self.root_path}: give a path that begins with / and does not end with it")
-        if not 0 <= self.port <= 65535:
-            raise InputError(f"--port={self.port} is out of range; give 0 to 65535")
+        check(0 <= self.port <= 65535, "port", self.port, "0 to 65535")
 
+    def act(self) -> None:
+        """Loads the models, compiles what the page asks of them, and serves it until it is interrupted."""
+        try:
+            import uvicorn
 
-def serve(arguments: Web) -> None:
-    """Loads the models, compiles what the page asks of them, and serves it until it is interrupted."""
-    try:
-        import uvicorn
-
-        from cmma_jax.web import server  # with FastAPI, which is an extra
-    except ImportError as error:
-        raise InputError(f"the page needs FastAPI and uvicorn ({error}): pip install '.[web]'") from error
-    listening = _listen(arguments.host, arguments.port)
-    with listening:
-        models = load_models(arguments)
-        first = models[0]
-        data = None
-        if arguments.data_dir or first.run.config.dataset == "synthetic":
-            data = load_data(first.run, arguments.data_dir)
-            check_data(first.run, data)
-        print(f"compiling for {', '.join(model.run.system for model in models)} ...", flush=True)
-        app = server.make_app(models, data.test if data else None, pathlib.Path(arguments.runs_dir),
-                              server.names_of(arguments.host), root_path=arguments.root_path,
-                              public=frozenset(name.strip().lower() for name in arguments.allowed_host.split(",")
-                                               if name.strip()))
-        host, port = listening.getsockname()[:2]
-        print(f"http://{f'[{host}]' if ':' in host else host}:{port}   Ctrl-C ends it", flush=True)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none",
-                                limit_concurrency=server.CONNECTIONS, timeout_graceful_shutdown=5)
-        uvicorn.Server(config).run(sockets=[listening])
+            from cmma_jax.web import server  # with FastAPI, which is an extra
+        except ImportError as error:
+            raise InputError(f"the page needs FastAPI and uvicorn ({error}): pip install '.[web]'") from error
+        listening = _listen(self.host, self.port)
+        with listening:
+            models = load_models(self)
+            first = models[0]
+            data = None
+            if self.data_dir or first.run.config.dataset == "synthetic":
+                data = load_data(first.run, self.data_dir)
+            print(f"compiling for {', '.join(model.run.system for model in models)} ...", flush=True)
+            app = server.make_app(models, data.test if data else None, pathlib.Path(self.runs_dir),
+                                  server.names_of(self.host), root_path=self.root_path,
+                                  public=frozenset(name.strip().lower() for name in self.allowed_host.split(",")
+                                                   if name.strip()))
+            host, port = listening.getsockname()[:2]
+            print(f"http://{f'[{host}]' if ':' in host else host}:{port}   Ctrl-C ends it", flush=True)
+            config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none",
+                                    limit_concurrency=server.CONNECTIONS, timeout_graceful_shutdown=5)
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def load_models(arguments: Web) -> list[FaceModel]:

@@ -1,6 +1,6 @@
 """Attributes in named groups, as the page lists them, and sets of them to begin with."""
 
-from cmma_jax.sampling.attributes import PEOPLE, PLAIN, Settings
+from cmma_jax.sampling.attributes import PEOPLE, PLAIN, Settings, plain
 
 GROUPS = {
     "Person": ("Male", "Baby", "Child", "Youth", "Young", "Middle Aged", "Senior", "Asian", "Black", "Indian", "White",
@@ -9,7 +9,7 @@ GROUPS = {
                              "Teeth Not Visible", "Big Lips"),
     "Hair": ("Black Hair", "Blond Hair", "Brown Hair", "Gray Hair", "Bald", "Bangs", "Curly Hair", "Straight Hair",
              "Wavy Hair", "Receding Hairline"),
-    "Beard": ("No Beard", "Mustache", "Goatee", "Sideburns", "5 o' Clock Shadow", "5 o Clock Shadow"),
+    "Beard": ("No Beard", "Mustache", "Goatee", "Sideburns", "5 o' Clock Shadow"),
     "Eyes and brows": ("Eyes Open", "Narrow Eyes", "Brown Eyes", "Bags Under Eyes", "Arched Eyebrows",
                        "Bushy Eyebrows"),
     "Nose and shape": ("Big Nose", "Pointy Nose", "High Cheekbones", "Double Chin", "Round Jaw", "Oval Face",
@@ -32,17 +32,12 @@ PRESETS: dict[str, Settings] = {
 
 
 def group_of(name: str) -> str:
-    """Returns the group of an attribute; `_` and case do not matter."""
-    plain = _plain(name)
-    return next((group for group, names in GROUPS.items() if plain in map(_plain, names)), OTHERS)
+    """Returns the group of an attribute; `_`, case and other signs do not matter."""
+    return next((group for group, names in GROUPS.items() if plain(name) in map(plain, names)), OTHERS)
 
 
 def presets(attributes: tuple[str, ...]) -> dict[str, dict[str, bool]]:
     """Returns the sets whose first two attributes are known, less what else is not, under the names that are known."""
-    known = {_plain(name): name for name in attributes}
-    return {title: {known[_plain(name)]: bool(value) for name, value in wanted.items() if _plain(name) in known}
-            for title, wanted in PRESETS.items() if all(_plain(name) in known for name in [*wanted][:2])}
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", " ")
+    known = {plain(name): name for name in attributes}
+    return {title: {known[plain(name)]: bool(value) for name, value in wanted.items() if plain(name) in known}
+            for title, wanted in PRESETS.items() if all(plain(name) in known for name in [*wanted][:2])}

@@ -143,17 +143,13 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
       models: the first is the one that the page begins with; all know the same attributes.
       test: faces to pick from; None: the first model makes some.
       runs_dir: where the results table of evaluate.py lies, if there is one.
-      names: hosts that are answered; see `names_of`.
       waiting: requests at the models at once, beyond which 503 is answered.
-      root_path: the path under which a server before this one has the page; it may pass it on or take it off.
-      public: hosts of such a server.
+      names, root_path, public: as of `Guard`.
     """
     spec, first = models[0].run.spec, models[0]
     faces = studio.choose_faces(first, test)
     pictures = [studio.to_png(face / np.float32(255)) for face in faces]
     studios = {model.run.system: studio.open_studio(model, faces[0]) for model in models}
-    files = {path: (resources.files("cmma_jax.web").joinpath(name).read_bytes(), kind)
-             for path, (name, kind) in FILES.items()}
     height, width, channels = spec.image_shape
     ranges = [RANGE[kind] for kind in set(spec.kinds)]
     lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -309,7 +305,8 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
         """The newest results table of evaluate.py for this data set."""
         return read_results(runs_dir, spec.dataset)
 
-    for path, (content, kind) in files.items():
+    for path, (name, kind) in FILES.items():
+        content = resources.files("cmma_jax.web").joinpath(name).read_bytes()
         app.add_route(path, _file(content, kind), include_in_schema=False)
     return app
 

@@ -28,24 +28,15 @@ Wanted = dict[str, float]
 
 
 class Crop(NamedTuple):
-    """A face cut from a photograph.
+    """A face cut from a photograph."""
 
-    Attributes:
-      turn: degrees to the left by which the photograph was turned, for its face to be upright.
-      width, height: of the photograph so turned.
-      box: left, top, size of the square in it.
-      found: whether the detector found the face there; None: there is no detector.
-      face: [H, W, 3] float32 in [0, 1].
-      preview: the photograph, at most PREVIEW pixels wide and high.
-    """
-
-    turn: int
-    width: int
+    turn: int  # degrees to the left by which the photograph was turned, for its face to be upright
+    width: int  # of the photograph so turned
     height: int
-    box: tuple[float, float, float]
-    found: bool | None
-    face: np.ndarray
-    preview: Image.Image
+    box: tuple[float, float, float]  # left, top, size of the square in it
+    found: bool | None  # whether the detector found the face there; None: there is no detector
+    face: np.ndarray  # [H, W, 3] float32 in [0, 1]
+    preview: Image.Image  # the photograph, at most PREVIEW pixels wide and high
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +126,10 @@ def choose_faces(model: FaceModel, test: Faces | None) -> np.ndarray:
 
 
 def read_crop(body: bytes, size: int, box: tuple[float, float, float] | None, turn: int = 0) -> Crop:
-    """Returns the face in a photograph; nothing is written anywhere.
+    """Returns the face in a photograph, an image file's bytes; nothing is written anywhere.
 
-    Args:
-      body: an image file's bytes.
-      size: height and width of the model's faces.
-      box: left, top, size of the square to cut; None: where the detector finds a face, else the middle.
-      turn: degrees to the left by which the photograph is turned before, where a box is given.
+    size: height and width of the model's faces; box: left, top, size of the square to cut; None: where the detector
+    finds a face, else the middle; turn: degrees to the left by which the photograph is turned before a box is cut.
 
     Raises:
       InputError: it is none of FORMATS, is corrupt or too large or too small, or the square lies outside it.

@@ -26,6 +26,7 @@ from cmma_jax.evaluation.classifier import (
     shift,
     train_classifier,
 )
+from cmma_jax.sampling import faces as sampling
 
 SETTINGS = Settings(epochs=8, batch_size=16, width=4, hidden=16, dropout=0.2, learning_rate=0.01)
 
@@ -101,7 +102,7 @@ def test_faces_are_classified_alike_in_batches_of_any_size(data, classifier, mon
     x = pixels(data.test.x)
     p = predict(classifier, x)
     assert p.shape == (60, 5) and ((p > 0) & (p < 1)).all()
-    monkeypatch.setattr(module, "BATCH", 7)
+    monkeypatch.setattr(sampling, "LARGEST_BATCH", 7)
     np.testing.assert_allclose(predict(classifier, np.asarray(x)), p, atol=1e-6)
     with pytest.raises(ValueError, match="uint8"):
         predict(classifier, data.test.x)

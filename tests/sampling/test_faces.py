@@ -14,9 +14,7 @@ from cmma_jax.sampling import pictures
 from cmma_jax.sampling.faces import (
     EDIT_SCALE,
     _on_circle,
-    decode,
     edit,
-    encode,
     generate,
     in_batches,
     infer_attributes,
@@ -43,6 +41,10 @@ def drifting(small):
         return (jnp.where(mask, y * jnp.arange(1.0, 6)[None], 0).sum(-1, keepdims=True) / 10) + 0 * u
 
     return small._replace(model=small.model._replace(velocity=velocity))
+
+
+def decode(model, params, z, y, mask):
+    return jnp.clip(model.likelihood(params, z, y, mask).mean, 0, 1)
 
 
 def flat(channels, z):
@@ -93,8 +95,6 @@ def test_a_reconstruction_is_the_face_at_the_posteriors_mean(small):
     z = small.model.posterior(small.params, x, y, mask).mean
     expected = np.clip(small.model.likelihood(small.params, z, y, mask).mean, 0, 1)
     np.testing.assert_allclose(reconstruct(small.model, small.params, x, y, mask), expected, atol=1e-5)
-    np.testing.assert_allclose(encode(small.model, small.params, x, y, mask), z, atol=1e-5)
-    np.testing.assert_allclose(decode(small.model, small.params, z, y, mask), expected, atol=1e-5)
 
 
 def test_an_edit_adds_the_difference_of_the_priors_means(small):
@@ -128,7 +128,7 @@ def test_an_edit_with_detail_kept_is_the_face_and_the_change_of_its_reconstructi
     x, y, mask = arrays(small)
     new_y, params, literal = 1 - y, small.params, kind == "literal"
     model = drifting.model if kind == "flow" else small.gaussian
-    z = posterior_draw(small, x, y, mask) if kind == "flow" else encode(model, params, x, y, mask)
+    z = posterior_draw(small, x, y, mask) if kind == "flow" else model.posterior(params, x, y, mask).mean
     before = model.likelihood(params, z, y, mask).mean
     how = {"literal": literal}
     plain = edit(model, params, x, y, mask, new_y, mask, jnp.full(4, 0.5), keep_detail=False, **how)

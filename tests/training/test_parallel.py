@@ -22,8 +22,8 @@ def test_an_nvidia_gpu_that_jax_does_not_see_is_told(monkeypatch):
 
 
 def test_all_devices_are_used_unless_told_otherwise():
-    assert parallel.place(0, "pmap", 16).count == 4
-    assert parallel.place(2, "mesh", 16).count == 2
+    assert parallel.place(0, "pmap", 16).devices == 4
+    assert parallel.place(2, "mesh", 16).devices == 2
 
 
 def test_a_process_has_the_rows_of_its_own_devices_wherever_they_stand(monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import zlib
 
 import jax
 import numpy as np
@@ -311,8 +312,8 @@ def test_a_run_of_version_0_1_is_refused_by_name_and_passed_over(small, copy, fi
     shutil.rmtree(runs / "old" / FLOW)
     for checkpoint in (runs / "old" / FIRST).iterdir():
         path = checkpoint / "facts" / "metadata"
-        facts = json.loads(path.read_text())["facts"]
-        path.write_text(json.dumps({"config": json.loads(OLD), "spec": facts["spec"], "metrics": facts["metrics"]}))
+        facts = json.loads(path.read_text())["facts"] | {"config": json.loads(OLD)}
+        path.write_text(json.dumps({"facts": facts, "sum": zlib.crc32(json.dumps(facts, sort_keys=True).encode())}))
     for unfinished in (False, True):
         with pytest.raises(InputError, match=f"the run in {runs / 'old'} {words}"):
             load_run(runs / "old", unfinished)
