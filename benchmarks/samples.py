@@ -1,10 +1,11 @@
-"""What temperature and guidance do to a run's random samples, beside its reconstructions and real faces.
+"""What temperature, guidance and detail do to a run's random samples, beside its reconstructions and real faces.
 
     python -m benchmarks.samples --run=runs/cmma-lfw --classifier=runs/classifier-lfw
     python -m benchmarks.samples --run=lfw --classifier=runs/classifier-lfw --split=test --guidance 1 1.5
 
 A row of the table is a random face for the attributes of each of the first --limit faces of the split, from the same
-noise in every row, measured as by evaluate.py; guidance is the scale w, of which 1 is none. The reconstructions' row is
+noise in every row, measured as by evaluate.py; guidance is the scale w, of which 1 is none, and detail the temperature
+at which pixels are drawn as well, under the first guidance. The reconstructions' row is
 the best that any prior could do with this decoder; real faces' row is the measures' own floor.
 """
 
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--limit", type=int, default=2000, help="faces of it at most")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0], help="scales, 1 for none")
     parser.add_argument("--temperature", type=float, nargs="*", default=[0.85], help="of the noise, without guidance")
+    parser.add_argument("--detail", type=float, nargs="*", default=[], help="temperatures of a model that has one")
     options = parser.parse_args(argv)
     run = load_run(options.run)
     data = load_data(run, options.data_dir)
@@ -39,10 +41,11 @@ def main(argv: list[str]) -> int:
     tools = find_tools(options.classifier or "runs/classifier-lfw", bool(options.classifier), data.spec, faces, print)
     real = faces.x / np.float32(255)
 
-    ways = {f"guidance {scale:g}": (1.0, scale if scale != 1 else None) for scale in options.guidance
+    ways = {f"guidance {scale:g}": {"guidance": scale if scale != 1 else None} for scale in options.guidance
             if scale == 1 or run.model.velocity is not None}
-    ways |= {f"temperature {each:g}": (each, None) for each in options.temperature}
-    rows = {name: generated_faces(run.model, run.params, faces, 0, *way) for name, way in ways.items()}
+    ways |= {f"temperature {each:g}": {"temperature": each} for each in options.temperature}
+    ways |= {f"detail {each:g}": next(iter(ways.values())) | {"detail": each} for each in options.detail}
+    rows = {name: generated_faces(run.model, run.params, faces, **way) for name, way in ways.items()}
     rows["reconstructions"] = reconstructed_faces(run.model, run.params, faces)
     rows["real faces"] = real
     found = {}

@@ -12,13 +12,14 @@ from cmma_jax.sampling.faces import generate, in_batches, reconstruct
 
 
 def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0, temperature: float = 1.0,
-                    guidance: float | None = None, steps: int = STEPS) -> np.ndarray:
+                    guidance: float | None = None, steps: int = STEPS, detail: float | None = None) -> np.ndarray:
     """Returns a random face for the attributes of each of N faces: [N, H, W, 3] in [0, 1].
 
-    A face's noise comes from the seed and its row alone; temperature, guidance and steps as of `faces.generate`.
+    A face's noise comes from the seed and its row alone; temperature, guidance, steps and detail as of
+    `faces.generate`.
     """
     def make(rows, y, mask):
-        return generate(model, params, row_keys(seed, rows), y, mask, temperature, guidance, steps=steps)
+        return generate(model, params, row_keys(seed, rows), y, mask, temperature, guidance, detail, steps=steps)
 
     return in_batches(make, np.arange(faces.size), faces.y, faces.mask)
 
