@@ -5,12 +5,13 @@
 
 A row of the table is a random face for the attributes of each of the first --limit faces of the split, from the same
 noise in every row, measured as by evaluate.py; guidance is the scale w, of which 1 is none, and detail the temperature
-at which pixels are drawn as well, under the first guidance. The reconstructions' row is
-the best that any prior could do with this decoder; real faces' row is the measures' own floor.
+at which pixels are drawn as well, under the first guidance. The reconstructions' row is the best that any prior could
+do with this decoder; real faces' row is the measures' own floor.
 """
 
 import argparse
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +42,9 @@ def main(argv: list[str]) -> int:
     tools = find_tools(options.classifier or "runs/classifier-lfw", bool(options.classifier), data.spec, faces, print)
     real = faces.x / np.float32(255)
 
-    ways = {f"guidance {scale:g}": {"guidance": scale if scale != 1 else None} for scale in options.guidance
-            if scale == 1 or run.model.velocity is not None}
+    ways: dict[str, dict[str, Any]] = {
+        f"guidance {scale:g}": {"guidance": scale if scale != 1 else None} for scale in options.guidance
+        if scale == 1 or run.model.velocity is not None}
     ways |= {f"temperature {each:g}": {"temperature": each} for each in options.temperature}
     ways |= {f"detail {each:g}": next(iter(ways.values())) | {"detail": each} for each in options.detail}
     rows = {name: generated_faces(run.model, run.params, faces, **way) for name, way in ways.items()}
