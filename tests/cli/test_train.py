@@ -298,7 +298,9 @@ def test_two_faces_train_both_stages(tmp_path):
 def test_presets_and_flags():
     assert train.parse([]) == PRESETS["default"]("cmma", "synthetic")
     assert train.parse([]).prior == "flow" and train.parse(["--latent_size=2"]).prior == "gaussian"
-    assert train.parse(["--epochs=3", "--flow_epochs=4"]).all_epochs == 7
+    assert train.parse(["--epochs=3", "--detail_epochs=2", "--flow_epochs=4"]).all_epochs == 9
+    assert train.parse(["--epochs=3", "--flow_epochs=4", "--detail_width=0"]).all_epochs == 7
+    assert train.parse(["--likelihood=logistic_mixture"]).detail_width == 0
     assert train.parse(["--epochs=3", "--prior=gaussian"]).all_epochs == 3
     paper = train.parse(["--preset=paper", "--dataset", "lfw", "--learning_rate=0.03"])
     assert (paper.optimizer, paper.epochs, paper.learning_rate, paper.likelihood, paper.latent_size, paper.prior) == (

@@ -9,7 +9,7 @@ import pytest
 
 from cmma_jax.errors import InputError
 from cmma_jax.models.distributions import kl, sum_event
-from cmma_jax.models.model import make_model
+from cmma_jax.models.model import START_LOGVAR, make_model
 from cmma_jax.models.objectives import elbo
 from cmma_jax.training.bounds import (
     bits_per_byte,
@@ -94,16 +94,19 @@ def test_bits_of_bytes_are_those_of_their_probabilities(small):
 
 
 def test_bits_of_a_density_are_its_integral_over_each_byte(small):
-    """A Gaussian model of zeros says mean face and the data's deviation; the integral of its log by quadrature."""
+    """A Gaussian model of zeros says mean face and a share of the data's deviation; the integral of its log by
+    quadrature.
+    """
     config = dataclasses.replace(small.config, likelihood="gaussian", prior="gaussian")
     model, spec, faces = make_model(config, small.data.spec), small.data.spec, small.data.validation
     zeros = jax.tree.map(lambda like: jnp.zeros(like.shape), jax.eval_shape(model.init, jax.random.key(0)))
     assert "bits_per_dim" not in variational_bound(model, zeros, faces)
+    deviation = spec.pixel_std * np.exp(START_LOGVAR / 2)
     nodes, weights = np.polynomial.legendre.leggauss(5)
     bits = 0.0
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-        off = ((faces.x + node) / 256 - np.float64(spec.mean_face)) / spec.pixel_std
-        bits += weight * (8 - (-0.5 * off**2 - np.log(spec.pixel_std * np.sqrt(2 * np.pi))).mean() / np.log(2))
+        off = ((faces.x + node) / 256 - np.float64(spec.mean_face)) / deviation
+        bits += weight * (8 - (-0.5 * off**2 - np.log(deviation * np.sqrt(2 * np.pi))).mean() / np.log(2))
     found, error = dequantised_bits(model, zeros, faces)
     assert found == pytest.approx(bits, abs=1e-3) and 0 < error < 0.1
 
