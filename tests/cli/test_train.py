@@ -301,7 +301,7 @@ def test_presets_and_flags():
     assert train.parse(["--epochs=3", "--detail_epochs=2", "--flow_epochs=4"]).all_epochs == 9
     assert train.parse(["--epochs=3", "--flow_epochs=4", "--detail_width=0"]).all_epochs == 7
     assert train.parse(["--likelihood=logistic_mixture"]).detail_width == 0
-    assert train.parse(["--epochs=3", "--prior=gaussian"]).all_epochs == 3
+    assert train.parse(["--epochs=3", "--prior=gaussian", "--detail_width=0"]).all_epochs == 3
     paper = train.parse(["--preset=paper", "--dataset", "lfw", "--learning_rate=0.03"])
     assert (paper.optimizer, paper.epochs, paper.learning_rate, paper.likelihood, paper.latent_size, paper.prior) == (
         "adagrad", 500, 0.03, "gaussian", 500, "gaussian")

@@ -108,7 +108,7 @@ def test_bits_of_a_density_are_its_integral_over_each_byte(small):
         off = ((faces.x + node) / 256 - np.float64(spec.mean_face)) / deviation
         bits += weight * (8 - (-0.5 * off**2 - np.log(deviation * np.sqrt(2 * np.pi))).mean() / np.log(2))
     found, error = dequantised_bits(model, zeros, faces)
-    assert found == pytest.approx(bits, abs=1e-3) and 0 < error < 0.1
+    assert found == pytest.approx(bits, abs=1e-3) and 0 < error < 0.3
 
 
 def test_importance_weighted_bound_of_a_set_pads_nothing_and_is_no_lower(small):
