@@ -385,7 +385,7 @@ def test_dark_when_the_system_is(page):
 
 def test_the_interface_page(page):
     page.driver.get(f"{page.url}/api")
-    page.until(lambda: len(page("#operations section")) == 10)
+    page.until(lambda: len(page("#operations section")) == 7)
     page.click("#operations section:nth-child(2) details:first-of-type summary")
     assert "temperature" in page.text("#operations section:nth-child(2) details:first-of-type pre")
     page.one("header a").click()
