@@ -34,6 +34,7 @@ from cmma_jax.models.transformer import HEAD, HIGHEST_TIME, LOWEST_TIME, PATCH, 
 from cmma_jax.training.checkpoint import FIRST, FLOW, OWN
 from cmma_jax.training.config import Config
 from cmma_jax.training.stages import PARTLY, WHOLLY
+from cmma_jax.training.step import MUON_RMS
 
 SIDE = 2048  # of the matrices whose product's rate is measured
 Run = Callable[[], float]  # -> seconds a step
@@ -214,8 +215,14 @@ def pytorch(folder: str, config: Config, data: Dataset, steps: int, half: bool, 
     model: nn.Module = autoencoder if folder == FIRST else Transformer(config, cells).to(device)
     weights = list(model.parameters())
     count, average = sum(w.numel() for w in weights), [w.detach().clone() for w in weights]
-    optimizer = (torch.optim.Adam(weights, config.learning_rate, foreach=True) if folder == FIRST else
-                 torch.optim.AdamW(weights, config.flow_rate, (0.9, 0.99), weight_decay=0.01, foreach=True))
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(weights, config.learning_rate, foreach=True)]
+    if folder == FLOW:
+        lists = ("modulations", "mix", "heard", "forward0", "forward1")
+        matrices = [layer.weight for name in lists for layer in getattr(model, name)]
+        others = [w for w in weights if not any(w is matrix for matrix in matrices)]
+        optimizers = [torch.optim.Muon(matrices, config.flow_rate * MUON_RMS / 0.2, 0.01,  # its own is 0.2
+                                       adjust_lr_fn="match_rms_adamw"),
+                      torch.optim.NAdam(others, config.flow_rate, (0.9, 0.99), foreach=True)]
     call: Any = torch.compile(model) if compiled else model
     faces, attributes = (torch.from_numpy(a).to(device) for a in data.train[:2])
     hidden = (config.attribute_dropout / 2,) * 2 if folder == FIRST else (WHOLLY, PARTLY)
@@ -228,7 +235,7 @@ def pytorch(folder: str, config: Config, data: Dataset, steps: int, half: bool, 
         which, rate = torch.rand(2, len(y), 1, device=device)
         rate = torch.where(which < hidden[0], 0, torch.where(which < sum(hidden), rate, 1))
         mask = torch.rand(y.shape, device=device) < rate
-        optimizer.zero_grad()
+        model.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=half):
             if folder == FLOW:
                 with torch.no_grad():
@@ -238,7 +245,8 @@ def pytorch(folder: str, config: Config, data: Dataset, steps: int, half: bool, 
             loss = call(x, y, mask)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         torch._foreach_lerp_(average, weights, 0.002)
 
     def run() -> float:

@@ -55,9 +55,9 @@ class Config(Architecture):
     learning_rate: float = 2e-3
     """The highest of the first stage; a linear warm-up leads to it."""
     detail_rate: float = 2e-3
-    """The highest of the detail's stage, whose optimiser is AdamW."""
+    """The highest of the detail's stage, whose optimiser is Adam."""
     flow_rate: float = 1e-3
-    """The highest of the flow's stage, whose optimiser is AdamW."""
+    """The highest of the flow's stage, whose optimiser is Muon for the matrices of its blocks and Adam for all else."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """After the warm-up: constant, or a cosine down to 0 at a stage's last step."""
     warmup_steps: int = 200

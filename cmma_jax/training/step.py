@@ -17,6 +17,7 @@ from cmma_jax.training.config import Config
 from cmma_jax.training.parallel import Placement
 
 MOMENTUM_EPOCHS = 250  # over which sgd's momentum rises (Gauthier 2015)
+MUON_RMS = 0.8  # of a matrix's step, over the learning rate; an element of Adam's moves by up to 1
 
 
 class TrainState(NamedTuple):
@@ -57,12 +58,25 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.Gradient
 
 def make_later_optimizer(config: Config, highest: float, steps: int
                          ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimiser of the later stages, AdamW (Loshchilov and Hutter 2019), and its learning rate over `steps`
-    steps, at most `highest`.
+    """Returns the optimiser of the later stages and its learning rate over `steps` steps, at most `highest`.
+
+    The matrices of a transformer's blocks move by Muon (Jordan et al. 2024), along the nearest orthogonal matrix to
+    their momentum; all else, and so the whole of the detail, by Adam with Nesterov's momentum (Dozat 2016).
     """
     rate = _rate(config, highest, steps)
-    rule = optax.adamw(rate, b2=0.99, weight_decay=0.01, mask=lambda params: jax.tree.map(lambda a: a.ndim > 1, params))
+    rule = optax.contrib.muon(rate, weight_decay=0.01, adam_b2=0.99, consistent_rms=MUON_RMS,
+                              muon_weight_dimension_numbers=_matrices)
     return optax.chain(optax.clip_by_global_norm(1.0), rule), rate
+
+
+def _matrices(params: Any) -> Any:
+    """Returns, in the structure of parameters, which of them Muon moves: None where it does not."""
+    def kind(path: tuple, leaf: Any) -> Any:
+        names = [getattr(key, "key", "") for key in path]
+        inside = names[0] == "flow" and any(name.startswith("block") for name in names)
+        return optax.contrib.MuonDimensionNumbers() if inside and leaf.ndim == 2 else None
+
+    return jax.tree_util.tree_map_with_path(kind, params)
 
 
 def _rate(config: Config, highest: float, steps: int) -> optax.Schedule:
