@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=4, help="of each trial")
     parser.add_argument("--width", type=int, default=16, help="of the networks; half the preset's, a third of its time")
     parser.add_argument("--runs_dir", default="runs/search")
-    parser.add_argument("--out", default="docs/cgan-search.json", help="where the record goes")
+    parser.add_argument("--out", default="docs/records/cgan-search.json", help="where the record goes")
     options = parser.parse_args(argv)
     best = {name: values[0] for name, values in GRID.items()}
     trials: dict[str, dict[str, Any]] = {}

@@ -21,7 +21,7 @@ from cmma_jax.cli import classifier, command_line, evaluate, train
 from cmma_jax.cli.main import COMMANDS, PROGRAMS, main
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
 BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^    (python .*)$", re.MULTILINE)
 OUTSIDE = ("pip", ".", "tensorboard", "mkdocs", "coverage", "ruff", "mypy", "curl")  # commands that are not ours
@@ -124,6 +124,16 @@ def test_the_tutorial_runs(tmp_path):
     assert len(figures) == 2 and figures[0] == figures[1]  # the finished run tells its own again
     assert {"first.png", "made.png", "mean.png", "smiling.gif", "edited.png", "morph.gif", "mine.safetensors",
             "hats.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_hundred_lines_are_a_model_that_learns_and_name_what_is_there(tmp_path):
+    said = run_elsewhere("docs/hundred-lines.md", tmp_path)
+    before, after, inferred, seen, off = map(float, re.findall(r"-?\d[\d.]*", said.replace(",", "")))
+    assert before < 0 < 500 < after and inferred > 0.85 and seen > 0.9 and off < 0.06
+    (_, code, _), *_ = blocks((ROOT / "docs" / "hundred-lines.md").read_text())
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 100
+    for file, name in re.findall(r"(\w+/\w+\.py): (\w+)", code):
+        assert re.search(rf"\b{name}\b", (ROOT / "cmma_jax" / file).read_text()), (file, name)
 
 
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):

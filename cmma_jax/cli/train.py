@@ -6,7 +6,8 @@ import os
 import pathlib
 import shlex
 import sys
-from typing import NoReturn, cast
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
 
 import jax
 import numpy as np
@@ -73,8 +74,12 @@ def _peek(argv: list[str], flag: str, otherwise: str) -> str:
     return otherwise
 
 
-def train(config: Config, program: str = PROGRAM) -> None:
-    """Trains a run to its end, from its last checkpoint if there is one, and prints what came out."""
+def train(config: Config, program: str = PROGRAM, log: Callable[[int, dict[str, float]], Any] | None = None) -> None:
+    """Trains a run to its end, from its last checkpoint if there is one, and prints what came out.
+
+    log: (epoch, {name: value}) is called after each epoch with its records, such as train_bound, validation_bound and
+    seconds; the epoch counts those of all stages.
+    """
     parallel.prepare()
     main = jax.process_index() == 0
     say = tqdm.write if main else lambda *_: None  # above the progress bar, where there is one
@@ -111,7 +116,7 @@ def train(config: Config, program: str = PROGRAM) -> None:
         f"{data.spec.kind} attributes, {placement.devices} x {jax.devices()[0].device_kind}; run in {run}")
     with held(run, "run_dir") if main else contextlib.nullcontext(), command_line.signals_noted() as asked:
         train_run(config, data, run, data.train.x.nbytes <= room, placement,
-                  Watcher(say, warn, asked, draw_progress, validate_cgan))
+                  Watcher(say, warn, asked, draw_progress, validate_cgan, log or (lambda epoch, values: None)))
     report(load_run(run), data, say)
 
 

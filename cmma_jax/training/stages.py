@@ -107,6 +107,7 @@ class Watcher(NamedTuple):
       asked: () -> the number of a signal that came, 0 if none did.
       picture: (model, params, validation faces, path) writes a picture of the progress.
       validate: (model, params, validation faces) -> more figures of a CGAN.
+      log: (epoch, {name: value}) takes an epoch's records, those of metrics.jsonl, as numbers.
     """
 
     say: Callable[[str], Any]
@@ -114,6 +115,7 @@ class Watcher(NamedTuple):
     asked: Callable[[], int]
     picture: Callable[..., Any]
     validate: Callable[..., dict[str, float]]
+    log: Callable[[int, dict[str, float]], Any] = lambda epoch, values: None
 
 
 def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
@@ -345,11 +347,13 @@ def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, r
             here = placement.get(now)
             seconds, epoch = time.perf_counter() - began, epoch + 1
             measured = stage.validate(here.whole)
-            record({"epoch": stage.before + epoch, "stage": stage.name, "step": int(here.step),
-                    **{f"train_{name}": float(values.mean()) for name, values in whole.items()},
-                    **{f"validation_{name}": value for name, value in measured.items()},
-                    "learning_rate": float(stage.rate(int(here.step) - 1)),
-                    "faces_per_second": steps * config.batch_size / seconds, "seconds": seconds})
+            values = {"step": int(here.step), **{f"train_{name}": float(a.mean()) for name, a in whole.items()},
+                      **{f"validation_{name}": value for name, value in measured.items()},
+                      "learning_rate": float(stage.rate(int(here.step) - 1)),
+                      "faces_per_second": steps * config.batch_size / seconds, "seconds": seconds}
+            record({"epoch": stage.before + epoch, "stage": stage.name, **values})
+            if main:
+                watcher.log(stage.before + epoch, values)
             last, number = epoch == stage.epochs, parallel.highest(watcher.asked())
             if number or last or epoch % config.checkpoint_every == 0:
                 checkpoints.save(here, config, data.spec, {RANKED_BY: stage.score(measured, epoch)})
