@@ -21,7 +21,8 @@ from cmma_jax.cli import classifier, command_line, evaluate, train
 from cmma_jax.cli.main import COMMANDS, PROGRAMS, main
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md",
+             *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
 BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^    (python .*)$", re.MULTILINE)
 OUTSIDE = ("pip", ".", "tensorboard", "mkdocs", "coverage", "ruff", "mypy", "curl")  # commands that are not ours

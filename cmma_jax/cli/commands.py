@@ -1,10 +1,11 @@
-"""What `python -m cmma_jax` does with a finished run: generate, edit, infer, morph, sweep, export, compact."""
+"""What `python -m cmma_jax` does with a finished run: generate, edit, infer, morph, sweep, export, compact, push."""
 
 import dataclasses
 import io
 import math
 import pathlib
 import sys
+import tempfile
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from cmma_jax.sampling import photos, pictures
 from cmma_jax.sampling.attributes import parse_settings
 from cmma_jax.sampling.face_model import INFERENCE_SAMPLES, FaceModel, load
 from cmma_jax.training.compact import SUFFIX, shipped
+from cmma_jax.training.hub import FILE, push
 from cmma_jax.training.runs import save_compact
 
 
@@ -26,8 +28,8 @@ class _Run:
     """Which model."""
 
     run: str = ""
-    """The run's folder, a compact file, or the name of a model that comes with the package, such as lfw; empty: the
-    newest finished CMMA, or lfw where there is none."""
+    """The run's folder, a compact file, the name of a model that comes with the package, such as lfw, or hf://USER/NAME;
+    empty: the newest finished CMMA, or lfw where there is none."""
     runs_dir: str = "runs"
     """Where it is looked for."""
     groups: bool = True
@@ -272,6 +274,32 @@ class Compact(_Run):
             raise InputError(f"--out={out}: give a name that ends in {SUFFIX}")
         save_compact(self.model().run, out)
         print(f"{out} ({out.stat().st_size / 2**20:.1f} MiB)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Push(_Run):
+    """Put a run on the Hugging Face hub, as one file in half precision; load("hf://USER/NAME") takes it from there.
+
+      python -m cmma_jax push --run runs/cmma-folder --to hf://USER/NAME --card card.md
+    """
+
+    to: str
+    """hf://USER/NAME, a repository, which is made if it is not there."""
+    card: str
+    """A file of Markdown, the repository's README: what the model was trained on, by which command, how good it is,
+    and what it is not for."""
+    private: bool = False
+    """Whether a new repository is private."""
+
+    def act(self) -> None:
+        card = pathlib.Path(self.card)
+        if not card.is_file():
+            raise InputError(f"--card={self.card} is no file; write what the model was trained on and how good it is")
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / FILE
+            save_compact(self.model().run, file)
+            push(file, card.read_text(), self.to, self.private)
+        print(self.to)
 
 
 def _write(picture: Image.Image, out: str) -> None:

@@ -18,8 +18,8 @@ PROGRAMS = {
 # A class each: its fields are the flags, and `act` is what it does.
 COMMANDS: dict[str, type] = {
     "generate": commands.Generate, "edit": commands.Edit, "infer": commands.Infer, "morph": commands.Morph,
-    "sweep": commands.Sweep, "export": commands.Export, "compact": commands.Compact, "figures": figures.Figures,
-    "web": web.Web,
+    "sweep": commands.Sweep, "export": commands.Export, "compact": commands.Compact, "push": commands.Push,
+    "figures": figures.Figures, "web": web.Web,
 }
 
 

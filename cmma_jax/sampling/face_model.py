@@ -31,8 +31,9 @@ def load(path: pathlib.Path | str = "", *, runs_dir: pathlib.Path | str = "runs"
     """Returns the model of a run's best checkpoint.
 
     Args:
-      path: the run's folder, a compact file, or the name of a model that comes with the package, such as "lfw".
-        Empty: the newest finished run of `model` in `runs_dir`; where there is no CMMA, "lfw".
+      path: the run's folder, a compact file, the name of a model that comes with the package, such as "lfw", or
+        hf://USER/NAME, one on the Hugging Face hub. Empty: the newest finished run of `model` in `runs_dir`; where
+        there is no CMMA, "lfw".
       runs_dir, model: where it is looked for, and of which kind; an empty `model`: of any.
       unfinished: whether a run whose training has not come to its end will do.
 

@@ -17,6 +17,7 @@ from cmma_jax.training import parallel
 from cmma_jax.training.checkpoint import DETAIL, FIRST, FLOW, has_checkpoints, open_checkpoints, up_to
 from cmma_jax.training.compact import read_compact, shipped, write_compact
 from cmma_jax.training.config import Config
+from cmma_jax.training.hub import fetch, on_hub
 from cmma_jax.training.records import read_metrics
 
 
@@ -39,12 +40,13 @@ class Run(NamedTuple):
 
 
 def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
-    """Returns the best checkpoint of a run: its folder, a compact file, or a model that comes with the package.
+    """Returns the best checkpoint of a run: its folder, a compact file, a model that comes with the package, or one on
+    the Hugging Face hub, hf://USER/NAME.
 
     Raises:
       InputError: there is no run, it is damaged, or it is not finished and `unfinished` is false.
     """
-    path = pathlib.Path(path)
+    path = fetch(str(path)) if on_hub(path) else pathlib.Path(path)
     if not any((path / folder).is_dir() for folder in (FIRST, DETAIL, FLOW)):
         file = path if path.is_file() else shipped().get(str(path))
         if file is None:
