@@ -27,6 +27,15 @@ EDITS = {"no change": {}, "big nose": {"Big Nose": 1}, "spectacles": {"Eyeglasse
 UNKNOWN_EDITS = {"unchanged": {}, "big nose": {"Big Nose": 1}, "moustache": {"Mustache": 1},
                  "spectacles, moustache": {"Eyeglasses": 1, "Mustache": 1}}
 BARE = {"No Eyewear": 1, "Eyeglasses": 0, "Mustache": 0, "Big Nose": 0}  # the faces that they are shown on
+# The overview's rows, of random faces, and its columns, of test faces changed.
+ASKED = {"man, spectacles, smiling": {"Male": 1, "Eyeglasses": 1, "Smiling": 1},
+         "woman, mouth open": {"Male": 0, "Mouth Wide Open": 1},
+         "old man, moustache": {"Male": 1, "Senior": 1, "Mustache": 1},
+         "Asian woman, smiling": {"Male": 0, "Asian": 1, "Smiling": 1},
+         "man, big nose": {"Male": 1, "Big Nose": 1},
+         "sunglasses": {"Sunglasses": 1}}
+CHANGED = {"face": {}, "spectacles": {"Eyeglasses": 1}, "moustache": {"Mustache": 1}, "smiling": {"Smiling": 1},
+           "old": {"Senior": 1}, "sunglasses": {"Sunglasses": 1}}
 SWEPT = ("Smiling", "Eyeglasses", "Mustache", "Senior", "Male")
 
 
@@ -43,10 +52,11 @@ class Figures:
 
     6: faces from attributes, by CMMA, CVAE and CGAN; 8: training faces edited, by CMMA and CVAE; 9: training faces made
     old; 10: test faces edited whose attributes are inferred; sweep: a test face along single attributes;
-    samples: random faces for one vector of attributes.
+    samples: random faces for one vector of attributes; overview: a CMMA's random faces for a few attributes, in the
+    order of their seeds, and test faces changed.
     """
 
-    figure: Literal["4", "6", "8", "9", "10", "sweep", "samples", "all"]
+    figure: Literal["4", "6", "8", "9", "10", "sweep", "samples", "overview", "all"]
     """Its number in the paper, or its name."""
     runs_dir: str = "runs"
     """Where the newest finished runs are looked for."""
@@ -110,7 +120,7 @@ def figure6(arguments: Figures, path: pathlib.Path) -> None:
                                                       strict=True))
             rows.append(model.generate_encoded(start[0] + arguments.intensity * (y - start[0]), mask, temperature=0.0))
         blocks.append((model.run.system, rows))
-    plots.labelled_faces(blocks, list(PEOPLE), path, list(CHANGES))
+    plots.labelled_faces(blocks, list(PEOPLE), path, [list(CHANGES)] * len(blocks))
 
 
 def figure8(arguments: Figures, path: pathlib.Path) -> None:
@@ -142,7 +152,7 @@ def sweep(arguments: Figures, path: pathlib.Path) -> None:
     face = _having(load_data(model.run, arguments.data_dir).test, model, BARE).x[3]
     levels = arguments.intensity * np.linspace(-1, 1, 9)
     plots.labelled_faces([(model.run.system, [model.sweep(name, levels, face=face) for name in SWEPT])], list(SWEPT),
-                         path, [f"{level:g}" for level in levels])
+                         path, [[f"{level:g}" for level in levels]])
 
 
 def samples(arguments: Figures, path: pathlib.Path) -> None:
@@ -157,7 +167,19 @@ def samples(arguments: Figures, path: pathlib.Path) -> None:
     plots.labelled_faces(blocks, ["", "", ""], path)
 
 
-DRAWN = {"4": figure4, "6": figure6, "8": figure8, "9": figure9, "10": figure10, "sweep": sweep, "samples": samples}
+def overview(arguments: Figures, path: pathlib.Path) -> None:
+    """Random faces for a few attributes, all else unknown, and test faces changed, their attributes inferred."""
+    (model,) = _models(arguments, "cmma")
+    faces = _having(load_data(model.run, arguments.data_dir).test, model, BARE)
+    made = [model.generate(asked, len(ASKED), arguments.seed) for asked in ASKED.values()]
+    edited = np.stack([model.edit(faces.x[:len(ASKED)], change, intensity=arguments.intensity)
+                       for change in CHANGED.values()], 1)
+    plots.labelled_faces([("random faces", made), ("test faces, changed", list(edited))], list(ASKED), path,
+                         [[""] * len(ASKED), list(CHANGED)])
+
+
+DRAWN = {"4": figure4, "6": figure6, "8": figure8, "9": figure9, "10": figure10, "sweep": sweep, "samples": samples,
+         "overview": overview}
 
 
 def _edits(arguments: Figures, models: list[FaceModel], faces: Faces, edits: Mapping[str, Settings],

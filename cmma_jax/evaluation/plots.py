@@ -61,23 +61,23 @@ def _ellipse(gaussian: Gaussian, row: int, **style):
 
 
 def labelled_faces(blocks: list[tuple[str, list[np.ndarray]]], rows: list[str], path: pathlib.Path,
-                   columns: list[str] | None = None) -> None:
+                   columns: list[list[str]] | None = None) -> None:
     """Writes blocks of faces side by side, a PNG, with the names of rows and columns.
 
-    blocks: (title, a row of faces [N, H, W, 3] in [0, 1] for each of `rows`).
+    blocks: (title, a row of faces [N, H, W, 3] in [0, 1] for each of `rows`); columns: the names of each block's.
     """
     from matplotlib.figure import Figure
 
     wide, gap = [len(faces[0]) for _, faces in blocks], 0.4
     picture = Figure((1.3 + 0.75 * sum(wide) + gap * len(blocks), 0.75 * len(rows) + (1.4 if columns else 0.5)))
     axes = picture.subplots(1, len(blocks), squeeze=False, width_ratios=wide)[0]
-    for ax, (title, faces), first in zip(axes, blocks, [True] + [False] * len(blocks), strict=False):
+    for number, (ax, (title, faces)) in enumerate(zip(axes, blocks, strict=True)):
         image = np.asarray(grid(faces))
         ax.imshow(image)
         ax.set_title(title)
         height, width = image.shape[0] / len(faces), image.shape[1] / len(faces[0])
-        ax.set_yticks(height * (np.arange(len(rows)) + 0.5), rows if first else [""] * len(rows))
-        names = columns or []
+        ax.set_yticks(height * (np.arange(len(rows)) + 0.5), rows if number == 0 else [""] * len(rows))
+        names = columns[number] if columns else []
         ax.set_xticks(width * (np.arange(len(names)) + 0.5), names, rotation=60, ha="right")
         ax.tick_params(length=0)
         for spine in ax.spines.values():

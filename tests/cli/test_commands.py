@@ -206,7 +206,8 @@ def test_figure_4_is_drawn_with_its_deviations(named_runs, tmp_path, capsys):
 def test_all_figures_are_drawn(named_runs, tmp_path):
     planes = [f"--{name}_plane={named_runs.parent / f'{name}-plane'}" for name in ("cmma", "vae")]
     assert main(["figures", "--figure=all", *planes, f"--runs_dir={named_runs}", f"--out_dir={tmp_path}"]) == 0
-    names = {"figure4", "figure6", "figure8", "figure9", "figure10", "figure-sweep", "figure-samples"}
+    names = {"figure4", "figure6", "figure8", "figure9", "figure10", "figure-sweep", "figure-samples",
+             "figure-overview"}
     assert {path.stem for path in tmp_path.iterdir()} == names
     for path in tmp_path.iterdir():
         assert len(np.unique(pixels(path))) > 50
