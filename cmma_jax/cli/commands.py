@@ -91,7 +91,7 @@ class Generate(_Run):
     """Factor on the deviation of the noise; 0: the face at its mean."""
     guidance: float | None = None
     """Of a flow: the scale w of classifier-free guidance; 1: none; above 1 faces show their attributes more, and differ
-    less. Left out: 1.5 where attributes are set."""
+    less. Left out: 1.5 where all attributes are set, towards 5 as fewer are."""
     steps: int = STEPS
     """Of a flow's solver; fewer are faster and less exact."""
     detail: float | None = None

@@ -21,7 +21,9 @@ from cmma_jax.training.config import Config
 from cmma_jax.training.runs import Run, find_runs, load_run
 
 INFERENCE_SAMPLES = 20
-GUIDANCE = 1.5  # the scale w where attributes are asked of a flow and no other is
+# The scale w of a flow's guidance where no other is given: where every attribute is known, and where one of many is,
+# to which a velocity that has mostly seen many of them does not hold by itself.
+GUIDANCE, GUIDANCE_OF_FEW = 1.5, 5.0
 CANNOT_ENCODE = "cannot encode a face; choose a CMMA, a CVAE or a VAE"
 SHIPPED = "lfw"  # the model that stands in where nothing has been trained
 
@@ -85,18 +87,21 @@ class FaceModel:
           temperature: factor on the noise's deviation; 0: the face at its mean, n times.
           groups: whether setting an attribute resets what contradicts it.
           guidance: the scale w of classifier-free guidance, of a flow: velocity(y) + (w - 1) (velocity(y) -
-            velocity(nothing)). 1: none; above 1 faces show their attributes more, and differ less; None: GUIDANCE, or
-            1 where there is no flow. Where nothing is asked for it has no effect.
+            velocity(nothing)). 1: none; above 1 faces show their attributes more, and differ less; None: 1.5 where
+            all attributes are named, towards 5 as fewer are, or 1 where there is no flow. Where nothing is asked for
+            it has no effect.
           steps: of the flow's solver, two velocities each; fewer are faster and less exact.
           detail: the temperature at which pixels are drawn as well, by a model with a detail; 1: from p(x|y) itself,
             grain and all; None: the decoder's mean, a smooth face.
         """
-        return self.generate_encoded(*self._rows(attributes or {}, max(n, 0), groups), seed, temperature, guidance,
-                                     steps, detail)
+        y, mask = self._rows(attributes or {}, max(n, 0), groups)
+        if guidance is None and self.guided and mask.any():
+            guidance = GUIDANCE_OF_FEW + (GUIDANCE - GUIDANCE_OF_FEW) * float(mask.mean())
+        return self.generate_encoded(y, mask, seed, temperature, guidance, steps, detail)
 
     def generate_encoded(self, y: np.ndarray, mask: np.ndarray, seed: int = 0, temperature: float = 1.0,
                          guidance: float | None = None, steps: int = STEPS, detail: float | None = None) -> np.ndarray:
-        """Returns a face for each row of y, mask: [N, A], arguments else as of `generate`."""
+        """Returns a face for each row of y, mask: [N, A], arguments else as of `generate`; guidance None: 1.5."""
         if not len(y):
             raise InputError("0 faces were asked for; give 1 or more")
         _require(temperature, "temperature", 0.0)

@@ -18,7 +18,7 @@ from cmma_jax.data.dataset import Faces
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation import table
 from cmma_jax.sampling.attributes import FARTHEST, Attributes
-from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
+from cmma_jax.sampling.face_model import GUIDANCE_OF_FEW, FaceModel
 from cmma_jax.web import studio
 from cmma_jax.web.groups import GROUPS, OTHERS, group_of, presets
 from cmma_jax.web.guard import UPLOAD_BYTES, Guard, Queue
@@ -241,7 +241,7 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
                               flows=each.flows, guided=each.model.guided, run=each.model.run.path.name)
                     for name, each in studios.items()],
             faces=len(faces), faces_are="generated" if test is None else "test", range=[lowest, highest],
-            guidance=GUIDANCE, batch=studio.BATCH, upload_bytes=UPLOAD_BYTES)
+            guidance=GUIDANCE_OF_FEW, batch=studio.BATCH, upload_bytes=UPLOAD_BYTES)
 
     @app.post("/api/make")
     async def make(body: Make, request: Request) -> Pictures:

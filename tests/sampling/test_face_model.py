@@ -50,12 +50,16 @@ def test_generated_faces_depend_on_the_seed_and_their_number_alone(model):
     np.testing.assert_allclose(still, np.repeat(still[:1], 3, 0), atol=1e-6)
 
 
-def test_guidance_is_1_5_where_attributes_are_asked_of_a_flow(model):
+def test_guidance_is_1_5_where_all_attributes_are_asked_of_a_flow_and_nearly_5_where_one_is(model):
     """1 is the plain velocity, to the bit; where nothing is asked for there is nothing to do."""
     y, mask = (np.repeat(a[None], 4, 0) for a in model.encode({"Male": 1, "Smiling": 1}))
     keys = row_keys(0, np.arange(4))
-    made = {w: model.generate({"Male": 1, "Smiling": 1}, n=4, guidance=w) for w in (None, 1, GUIDANCE, 2.5)}
-    np.testing.assert_array_equal(made[None], made[GUIDANCE])
+    few = 5 - 3.5 * mask[0].mean()
+    made = {w: model.generate({"Male": 1, "Smiling": 1}, n=4, guidance=w) for w in (None, 1, GUIDANCE, 2.5, few)}
+    np.testing.assert_array_equal(made[None], made[few])
+    every = dict.fromkeys(model.attributes, 1)
+    np.testing.assert_array_equal(model.generate(every, groups=False), model.generate(every, groups=False, guidance=1.5))
+    np.testing.assert_array_equal(model.generate_encoded(y, mask), made[GUIDANCE])
     plain = generate(model.run.model, model.run.params, keys, y, mask, jnp.float32(1), None, steps=STEPS)
     np.testing.assert_array_equal(made[1], plain)
     assert model._guidance(1, True) is None  # so that the network passes over a face once, not twice
@@ -73,7 +77,7 @@ def test_pixels_are_drawn_at_the_details_temperature_where_it_is_asked_for(model
     detailed = FaceModel(run)
     faces = {t: detailed.generate({"Male": 1}, n=3, detail=t) for t in (None, 0, 1)}
     y, mask = (np.repeat(a[None], 3, 0) for a in detailed.encode({"Male": 1}))
-    z = draw(network, params, row_keys(0, np.arange(3)), y, mask, guidance=jnp.float32(GUIDANCE))
+    z = draw(network, params, row_keys(0, np.arange(3)), y, mask, guidance=jnp.float32(5 - 3.5 * mask[0].mean()))
     np.testing.assert_allclose(faces[None], np.clip(network.likelihood(params, z, y, mask).mean, 0, 1), atol=1e-4)
     assert all(np.abs(faces[one] - faces[other]).mean() > 0.01 for one, other in ((None, 0), (None, 1), (0, 1)))
     np.testing.assert_allclose(faces[1], np.round(255 * faces[1]) / 255, atol=1e-6)

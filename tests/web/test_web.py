@@ -29,7 +29,7 @@ from cmma_jax.cli.main import main  # noqa: E402
 from cmma_jax.data import load_dataset  # noqa: E402
 from cmma_jax.errors import InputError  # noqa: E402
 from cmma_jax.sampling import photos  # noqa: E402
-from cmma_jax.sampling.face_model import GUIDANCE, FaceModel  # noqa: E402
+from cmma_jax.sampling.face_model import GUIDANCE_OF_FEW, FaceModel  # noqa: E402
 from cmma_jax.web import Web, guard, load_models, server, studio  # noqa: E402
 
 ADDRESS = "http://127.0.0.1:7860"
@@ -96,7 +96,7 @@ def test_the_page_says_what_it_has(client, models, test):
     assert [each["name"] for each in about["models"]] == ["cmma", "cgan", "vae"]
     can = [[each[part] for part in ("encodes", "infers", "flows", "guided")] for each in about["models"]]
     assert can == [[True] * 4, [False] * 4, [True, False, False, False]]
-    assert about["guidance"] == GUIDANCE
+    assert about["guidance"] == GUIDANCE_OF_FEW
     assert about["faces"] == len(test.x) and about["faces_are"] == "test"
     groups = {each["name"]: each["group"] for each in about["attributes"]}
     assert list(groups) == list(models[0].attributes) and groups["Mustache"] == "Beard" and groups["Male"] == "Person"

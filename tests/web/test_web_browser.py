@@ -24,7 +24,7 @@ from selenium.webdriver.support.select import Select  # noqa: E402
 
 import cmma_jax  # noqa: E402
 from cmma_jax.data import load_dataset  # noqa: E402
-from cmma_jax.sampling.face_model import GUIDANCE  # noqa: E402
+from cmma_jax.sampling.face_model import GUIDANCE_OF_FEW  # noqa: E402
 from cmma_jax.web import server, studio  # noqa: E402
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -152,7 +152,7 @@ def test_make_a_face(page):
     assert "Male" in page.one("#made").get_attribute("alt") and page.text("#chosen").startswith("Male")
     slider = "#panel-wanted [aria-label='Intensity of Male']"
     assert not page.one(slider).is_displayed()  # a flow is guided instead
-    assert page.text("#guidance-said") == f"{GUIDANCE:.1f}"
+    assert page.text("#guidance-said") == f"{GUIDANCE_OF_FEW:.1f}"
     page.changes(lambda: page.slide("#guidance", 4), "made")
     assert page.text("#guidance-said") == "4.0"
     page.slide("#guidance", 3, release=False)
