@@ -17,7 +17,7 @@ class Config(Architecture):
 
     preset: Literal["default", "large", "paper", "gauthier", "projection"] = "default"
     """Where the other settings start: default, large (for a GPU), paper (as published), gauthier (a CGAN as in Gauthier
-    2015), projection (a CGAN whose attributes arrive). Flags override it."""
+    2015), projection (a CGAN whose attributes are to arrive). Flags override it."""
     dataset: str = "synthetic"
     """synthetic (embedded), lfw, folder (images and attributes.csv), or tfds/NAME, e.g. tfds/celeb_a."""
     data_dir: str = "data"
@@ -245,8 +245,11 @@ def gauthier(model: ModelName, dataset: str) -> Config:
 
 
 def projection(model: ModelName, dataset: str) -> Config:
-    """A CGAN whose attributes arrive: a discriminator that projects them on a face's features (Miyato and Koyama 2018),
-    is shown real faces with wrong ones (Reed et al. 2016), and sees all faces augmented (Zhao et al. 2020).
+    """A CGAN whose attributes are to arrive: its discriminator projects them on a face's features (Miyato and Koyama 2018),
+    is shown real faces with wrong ones (Reed et al. 2016), and sees all faces augmented (Zhao et al. 2020). Nobody has
+    trained it yet.
+
+    python train.py --model=cgan --dataset=lfw --data_dir=DIR --preset=projection
     """
     if model != "cgan":
         raise InputError(f"--preset=projection is a CGAN's; give --model=cgan, or another preset for --model={model}")
