@@ -245,9 +245,9 @@ def gauthier(model: ModelName, dataset: str) -> Config:
 
 
 def projection(model: ModelName, dataset: str) -> Config:
-    """A CGAN whose attributes are to arrive: its discriminator projects them on a face's features (Miyato and Koyama 2018),
-    is shown real faces with wrong ones (Reed et al. 2016), and sees all faces augmented (Zhao et al. 2020). Nobody has
-    trained it yet.
+    """A CGAN whose attributes are to arrive: its discriminator projects them on a face's features (Miyato and Koyama
+    2018), is shown real faces with wrong ones (Reed et al. 2016), and sees all faces augmented (Zhao et al. 2020).
+    Nobody has trained it yet.
 
     python train.py --model=cgan --dataset=lfw --data_dir=DIR --preset=projection
     """
