@@ -43,6 +43,9 @@ class Architecture:
     better likelihood, trained in a stage of its own on a finished z; 0: p(x|z) is the decoder's Gaussian itself."""
     detail_blocks: int = 3
     """Its residual blocks."""
+    projection: bool = False
+    """cgan: the discriminator's word also has the inner product of the face's features with the attributes', by which
+    each attribute is looked for (Miyato and Koyama 2018)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the factors of the flow's products, whose sums are float32, as is all else: bfloat16 is faster on GPUs, TPUs
     and CPUs that multiply it (AMX, AVX-512 BF16)."""

@@ -155,7 +155,7 @@ def cgan(architecture: Architecture, spec: Spec) -> Model:
     """
     generator = VectorDecoder(spec.image_shape, architecture.width, 3, architecture.prior_hidden // 4,
                               head_init=nn.initializers.variance_scaling(0.1, "fan_in", "normal"), norm=True)
-    network = DiscriminatorNetwork(architecture.width)
+    network = DiscriminatorNetwork(architecture.width, architecture.projection)
     _, z = _latents(architecture, spec)
     a, x = jnp.zeros((1, 2 * len(spec.attributes))), jnp.zeros((1, *spec.image_shape))
     middle = jnp.clip(jnp.asarray(spec.mean_face)[None], 0.01, 0.99)

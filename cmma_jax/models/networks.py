@@ -247,18 +247,27 @@ class DiscriminatorNetwork(nn.Module):
     Beside a face's features it sees their deviations over a group of GROUP neighbours in the batch (minibatch
     discrimination, Salimans et al. 2016, in the form of Karras et al. 2018, a value a feature). Without it a
     generator whose samples are all alike is told only by each of them, and stays so.
+
+    Attributes:
+      width: channels of the first convolution.
+      projection: whether the logit also has the inner product of the face's features and the attributes' (Miyato and
+        Koyama 2018).
     """
 
     width: int
+    projection: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, a: jax.Array) -> jax.Array:
         """x: [B, H, W, 3] centred and scaled, a: [B, 2A], B a multiple of GROUP -> [B] logits."""
-        features = _image_features(x, a, self.width, lambda u: nn.leaky_relu(u, 0.2))
+        features = _image_features(x, None if self.projection else a, self.width, lambda u: nn.leaky_relu(u, 0.2))
         groups = features.reshape(-1, GROUP, features.shape[-1])
         deviations = jnp.sqrt(groups.var(1, keepdims=True) + 1e-6)
         deviations = jnp.broadcast_to(deviations, groups.shape).reshape(features.shape)
-        return nn.Dense(1, name="logit")(jnp.concatenate([features, deviations], -1))[:, 0]
+        logit = nn.Dense(1, name="logit")(jnp.concatenate([features, deviations], -1))[:, 0]
+        if self.projection:
+            logit += (nn.Dense(a.shape[1], name="sought")(features) * a).sum(-1) / jnp.sqrt(a.shape[1])
+        return logit
 
 
 class VectorDecoder(nn.Module):

@@ -124,6 +124,8 @@ def importance_weighted_bound(model: Model, params: Params, key: jax.Array, x: j
 
 
 PENALTY_SHIFT = 0.1  # pixel deviations
+# Of `augment`: how much brighter, at most; a shift, at most, and a hole, each way, as parts of a side.
+BRIGHTER, SHIFTED, CUT = 0.25, 8, 4
 
 
 class GanTerms(NamedTuple):
@@ -131,7 +133,8 @@ class GanTerms(NamedTuple):
 
     Attributes:
       generator: [B] -log D(G(u, y), y), non-saturating (Goodfellow et al. 2014); no gradient for D.
-      discriminator: [B] -log D(x, y) - log(1 - D(G(u, y), y)); no gradient for G.
+      discriminator: [B] -log D(x, y) - log(1 - D(G(u, y), y)), and where asked for -w log(1 - D(x, y')), y' the
+        attributes of another real face (Reed et al. 2016); no gradient for G.
       penalty: [B] ((D(x + e v, y) - D(x, y)) / e)^2 at a random v ~ N(0, I), e small: the squared gradient of D at
         real faces but for terms in e, in units of `pixel_deviation` (Mescheder, Geiger and Nowozin 2018, without their
         second derivatives); no gradient for G.
@@ -145,7 +148,8 @@ class GanTerms(NamedTuple):
 
 
 def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array,
-                dropout: float, pixel_deviation: float) -> GanTerms:
+                dropout: float, pixel_deviation: float, wrong_attributes: float = 0.0, augmented: bool = False
+                ) -> GanTerms:
     """Returns a CGAN's losses; both players move at once, each by its own loss.
 
     Args:
@@ -156,13 +160,16 @@ def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: j
       y, mask: [B, A] their attributes, which are also the attributes asked of the generator: draws from the data.
       dropout: fraction of the pixel values that the discriminator does not see, other ones of each group of faces.
       pixel_deviation: the data's, by which the discriminator's network divides.
+      wrong_attributes: weight w of real faces with the attributes of another of their group.
+      augmented: whether the discriminator sees every face by `augment`.
     """
     noise_key, real_key, fake_key, shift_key = split_each(key, 4)
     fixed = jax.lax.stop_gradient(params)
     noise = model.prior(params, y, mask).sample(noise_key)
     made = model.likelihood(params, noise, y, mask).mean
 
-    def logit(params: Params, key: jax.Array, x: jax.Array) -> jax.Array:
+    def logit(params: Params, key: jax.Array, x: jax.Array, y: jax.Array = y, mask: jax.Array = mask) -> jax.Array:
+        x = augment(key, x) if augmented else x
         seen = standard_uniform(key, x.shape) >= dropout if dropout else jnp.ones_like(x, bool)
         seen = jnp.repeat(seen[::GROUP], GROUP, 0)  # else the faces of a group differ by what is hidden of them
         return model.discriminator(params, x, y, mask, seen)
@@ -170,9 +177,39 @@ def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: j
     real, unreal = logit(params, real_key, x), logit(params, fake_key, jax.lax.stop_gradient(made))
     shift = PENALTY_SHIFT * pixel_deviation * standard_normal(shift_key, x.shape)
     penalty = jnp.square((logit(params, real_key, x + shift) - real) / PENALTY_SHIFT)
+    told = jax.nn.softplus(-real) + jax.nn.softplus(unreal)
+    if wrong_attributes:
+        others = (jnp.roll(a.reshape(-1, GROUP, a.shape[1]), 1, 1).reshape(a.shape) for a in (y, mask))
+        told += wrong_attributes * jax.nn.softplus(logit(params, real_key, x, *others))
     accuracy = 0.5 * ((real > 0).astype(x.dtype) + (unreal < 0))
-    return GanTerms(jax.nn.softplus(-logit(fixed, fake_key, made)), jax.nn.softplus(-real) + jax.nn.softplus(unreal),
-                    penalty, accuracy)
+    return GanTerms(jax.nn.softplus(-logit(fixed, fake_key, made)), told, penalty, accuracy)
+
+
+def augment(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns faces [B, H, W, 3] brighter or darker, more or less coloured and contrasted, shifted, and with a hole.
+
+    Where a discriminator sees both real and made faces so, it cannot learn real ones by heart, and the generator does
+    not learn to make such faces (differentiable augmentation, Zhao et al. 2020). The faces of a group, which are
+    compared, are changed alike. key: [B] keys.
+    """
+    height, width = x.shape[1:3]
+    drawn = jnp.repeat(standard_uniform(key, (len(x), 7))[::GROUP], GROUP, 0)[:, :, None, None, None]
+    brighter, colour, contrast, down, right, top, left = (drawn[:, i] for i in range(7))
+    x = x + BRIGHTER * (2 * brighter - 1)
+    grey = x.mean(-1, keepdims=True)
+    x = grey + 2 * colour * (x - grey)
+    whole = x.mean((1, 2, 3), keepdims=True)
+    x = whole + (contrast + 0.5) * (x - whole)
+    rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
+
+    def shifted(places: jax.Array, size: int, drawn: jax.Array) -> jax.Array:
+        farthest = size // SHIFTED
+        return jnp.clip(places + jnp.floor(drawn * (2 * farthest + 1)).astype(int) - farthest, 0, size - 1)
+
+    x = jnp.take_along_axis(x, shifted(rows, height, down), 1)
+    x = jnp.take_along_axis(x, shifted(columns, width, right), 2)
+    hole = (jnp.abs(rows - top * height) < height / CUT) & (jnp.abs(columns - left * width) < width / CUT)
+    return jnp.where(hole, 0.5, x)
 
 
 def make_loss(model: Model, attribute_dropout: float, attribute_weight: float, kl_weight: float = 1.0):
@@ -226,11 +263,12 @@ def make_detail_loss(model: Model):
     return loss
 
 
-def make_adversarial_loss(model: Model, dropout: float, pixel_deviation: float, penalty_weight: float):
+def make_adversarial_loss(model: Model, dropout: float, pixel_deviation: float, penalty_weight: float,
+                          wrong_attributes: float = 0.0, augmented: bool = False):
     """Returns loss(params, key, x, y, mask) -> ([B] loss, dict of [B] terms), whose gradient moves both players."""
 
     def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array):
-        terms = adversarial(model, params, key, x, y, mask, dropout, pixel_deviation)
+        terms = adversarial(model, params, key, x, y, mask, dropout, pixel_deviation, wrong_attributes, augmented)
         return terms.generator + terms.discriminator + penalty_weight / 2 * terms.penalty, terms._asdict()
 
     return loss

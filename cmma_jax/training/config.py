@@ -15,9 +15,9 @@ from cmma_jax.models.architecture import Architecture, ModelName, check
 class Config(Architecture):
     """A run's settings. Every field, the architecture's among them, is a flag of train.py and a key of config.json."""
 
-    preset: Literal["default", "large", "paper", "gauthier"] = "default"
+    preset: Literal["default", "large", "paper", "gauthier", "projection"] = "default"
     """Where the other settings start: default, large (for a GPU), paper (as published), gauthier (a CGAN as in Gauthier
-    2015). Flags override it."""
+    2015), projection (a CGAN whose attributes are to arrive). Flags override it."""
     dataset: str = "synthetic"
     """synthetic (embedded), lfw, folder (images and attributes.csv), or tfds/NAME, e.g. tfds/celeb_a."""
     data_dir: str = "data"
@@ -86,6 +86,11 @@ class Config(Architecture):
     """cgan: fraction of the pixel values that the discriminator does not see."""
     gradient_penalty: float = 1.0
     """cgan: weight of the squared gradient of the discriminator at real faces."""
+    wrong_attributes: float = 0.0
+    """cgan: weight of real faces with another face's attributes, which the discriminator is to tell (Reed et al.
+    2016)."""
+    augment: bool = False
+    """cgan: the discriminator sees faces brighter, shifted, and with a hole (Zhao et al. 2020)."""
     weight_variance: float = 1.0
     """cgan: factor on the variance of the initial weights."""
 
@@ -116,7 +121,7 @@ class Config(Architecture):
                      "weight_variance", "checkpoint_every", "grid_every"):
             check(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         for name in ("warmup_steps", "attribute_weight", "kl_weight", "seed", "devices", "process_id", "num_processes",
-                     "clip_norm", "discriminator_rate", "gradient_penalty"):
+                     "clip_norm", "discriminator_rate", "gradient_penalty", "wrong_attributes"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         check(0 <= self.attribute_dropout <= 1, "attribute_dropout", self.attribute_dropout, "from 0 to 1")
         for name in ("momentum", "final_momentum", "discriminator_dropout", "average"):
@@ -239,7 +244,21 @@ def gauthier(model: ModelName, dataset: str) -> Config:
                                weight_variance=1.0, discriminator_dropout=0.5)
 
 
-PRESETS = {"default": default, "large": large, "paper": paper, "gauthier": gauthier}
+def projection(model: ModelName, dataset: str) -> Config:
+    """A CGAN whose attributes are to arrive: its discriminator projects them on a face's features (Miyato and Koyama
+    2018), is shown real faces with wrong ones (Reed et al. 2016), and sees all faces augmented (Zhao et al. 2020).
+    Nobody has trained it yet.
+
+    python train.py --model=cgan --dataset=lfw --data_dir=DIR --preset=projection
+    """
+    if model != "cgan":
+        raise InputError(f"--preset=projection is a CGAN's; give --model=cgan, or another preset for --model={model}")
+    return dataclasses.replace(paper(model, dataset), preset="projection", epochs=40, optimizer="adam",
+                               learning_rate=5e-4, schedule="cosine", latent_size=100, mirror=True, average=0.998,
+                               projection=True, wrong_attributes=0.5, augment=True)
+
+
+PRESETS = {"default": default, "large": large, "paper": paper, "gauthier": gauthier, "projection": projection}
 
 
 def _finite(text: str) -> bool:

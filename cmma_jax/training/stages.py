@@ -137,7 +137,7 @@ def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
         return Stage(
             name="cgan",
             loss=make_adversarial_loss(model, config.discriminator_dropout, data.spec.pixel_std,
-                                       config.gradient_penalty),
+                                       config.gradient_penalty, config.wrong_attributes, config.augment),
             validate=lambda params: watcher.validate(model, params, data.validation),
             # Its latest counts: a likelihood by Parzen windows prefers one whose faces are all alike.
             score=lambda found, epoch: float(epoch),

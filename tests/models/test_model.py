@@ -336,6 +336,20 @@ def test_a_cgan_sees_attributes_in_both_networks_and_stays_within_the_pixels_ran
     assert model.posterior is None and model.velocity is None and not model.discrete
 
 
+def test_a_projecting_discriminator_asks_for_each_attribute_apart(small):
+    """Its logit is affine in every attribute, whatever the others are; of one that hears them beside, it is not."""
+    bends = {}
+    for projection in (False, True):
+        model, params = small.variant(model="cgan", projection=projection, **VECTOR)
+        x, y, mask = (each[jnp.arange(GROUP) % len(each)] for each in arrays(small))
+        logit = jax.jit(lambda y, model=model, params=params, x=x, mask=mask: model.discriminator(
+            params, x, y, jnp.ones_like(mask), jnp.ones_like(x, bool)))
+        low, middle, high = (logit(y.at[:, 0].set(value)) for value in (0.0, 0.5, 1.0))
+        assert float(jnp.abs(high - low).min()) > 1e-4
+        bends[projection] = float(jnp.abs(low + high - 2 * middle).max())
+    assert bends[True] < 1e-5 < 1e-3 < bends[False]
+
+
 def test_paper_model_has_the_papers_sizes(lfw_like):
     """f: 73 attributes and their mask -> 800 -> two heads of 500; h and g: 64 -> 4 in four stages."""
     shapes = jax.eval_shape(cmma(paper("cmma", "lfw"), lfw_like).init, jax.random.key(0))

@@ -16,6 +16,7 @@ from cmma_jax.models.model import Model
 from cmma_jax.models.networks import GROUP
 from cmma_jax.models.objectives import (
     adversarial,
+    augment,
     elbo,
     hide_attributes,
     importance_weighted_bound,
@@ -314,12 +315,12 @@ def groups(small):
 @pytest.mark.parametrize("loss, trains, leaves", [("generator", "g", "discriminator"),
                                                   ("discriminator", "discriminator", "g"),
                                                   ("penalty", "discriminator", "g")])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_each_player_is_trained_by_its_own_loss_alone(small, gan, loss, trains, leaves, dropout):
+@pytest.mark.parametrize("settings", [(0.0, 0.25), (0.5, 0.25), (0.0, 0.25, 0.5, True)])
+def test_each_player_is_trained_by_its_own_loss_alone(small, gan, loss, trains, leaves, settings):
     model, params = gan
     x, y, mask = groups(small)
-    gradient = grad(lambda p: getattr(adversarial(model, p, jax.random.key(0), x, y, mask, dropout, 0.25),
-                                          loss).sum())(params)
+    gradient = grad(lambda p: getattr(adversarial(model, p, jax.random.key(0), x, y, mask, *settings), loss).sum()
+                    )(params)
     assert size(gradient[leaves]) == 0 and size(gradient[trains]) > 0
 
 
@@ -341,6 +342,38 @@ def test_adversarial_losses_are_the_log_probabilities_of_goodfellow(small, gan):
     np.testing.assert_allclose(terms.generator, -np.log(fake), rtol=1e-5)
     np.testing.assert_allclose(terms.discriminator, -np.log(real) - np.log(1 - fake), rtol=1e-5)
     np.testing.assert_allclose(terms.accuracy, ((real > 0.5) * 1.0 + (fake < 0.5)) / 2)
+
+
+def test_the_discriminator_is_shown_real_faces_with_their_neighbours_attributes(small, gan):
+    """Against its own words on them; each group's attributes go round within the group."""
+    model, params = gan
+    x, y, mask = groups(small)
+    keys, seen = jax.random.split(jax.random.key(5), 2 * GROUP), jnp.ones_like(x, bool)
+    terms = [jax.jit(lambda w=w: adversarial(model, params, keys, x, y, mask, 0.0, 0.25, w))() for w in (0.0, 0.5)]
+    rows = np.asarray([3, 0, 1, 2, 7, 4, 5, 6])
+    wrong = np.float64(jax.jit(model.discriminator)(params, x, y[rows], mask[rows], seen))
+    np.testing.assert_allclose(terms[1].discriminator - terms[0].discriminator, 0.5 * np.log1p(np.exp(wrong)), rtol=1e-4)
+    np.testing.assert_array_equal(terms[1].generator, terms[0].generator)
+
+
+def test_augmented_faces_are_what_loops_make_of_them():
+    """In float64, pixel by pixel, from the same draws; the faces of a group are changed alike."""
+    x = np.random.default_rng(0).uniform(size=(2 * GROUP, 16, 24, 3)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(3), len(x))
+    found = jax.jit(augment)(keys, x)
+    for b in range(len(x)):
+        draws = np.float64(jax.random.uniform(keys[b // GROUP * GROUP], (7,)))
+        face = np.float64(x[b]) + 0.25 * (2 * draws[0] - 1)
+        grey = face.mean(-1, keepdims=True)
+        face = grey + 2 * draws[1] * (face - grey)
+        face = face.mean() + (draws[2] + 0.5) * (face - face.mean())
+        down, right = int(draws[3] * 5) - 2, int(draws[4] * 7) - 3
+        expected = np.empty_like(face)
+        for i in range(16):
+            for j in range(24):
+                inside = abs(i - draws[5] * 16) < 4 and abs(j - draws[6] * 24) < 6
+                expected[i, j] = 0.5 if inside else face[min(max(i + down, 0), 15), min(max(j + right, 0), 23)]
+        np.testing.assert_allclose(found[b], expected, atol=1e-5)
 
 
 def test_dropout_hides_its_share_of_the_pixels(small, gan):
