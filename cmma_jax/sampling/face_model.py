@@ -95,9 +95,17 @@ class FaceModel:
             grain and all; None: the decoder's mean, a smooth face.
         """
         y, mask = self._rows(attributes or {}, max(n, 0), groups)
-        if guidance is None and self.guided and mask.any():
-            guidance = GUIDANCE_OF_FEW + (GUIDANCE - GUIDANCE_OF_FEW) * float(mask.mean())
+        guidance = self.guidance_for(mask) if guidance is None else guidance
         return self.generate_encoded(y, mask, seed, temperature, guidance, steps, detail)
+
+    def guidance_for(self, mask: np.ndarray) -> float | None:
+        """Returns the scale under which attributes show of which so many are known; None where there is no guidance.
+
+        mask: [N, A], alike in every row.
+        """
+        if not self.guided or not mask.any():
+            return None
+        return GUIDANCE_OF_FEW + (GUIDANCE - GUIDANCE_OF_FEW) * float(mask.mean())
 
     def generate_encoded(self, y: np.ndarray, mask: np.ndarray, seed: int = 0, temperature: float = 1.0,
                          guidance: float | None = None, steps: int = STEPS, detail: float | None = None) -> np.ndarray:

@@ -339,7 +339,7 @@ def test_the_keyboard_is_enough(page):
     page.changes(lambda: radio.send_keys(Keys.ARROW_LEFT), "made")
     assert page.text("#chosen").startswith("no Male")
     page.changes(lambda: page.one("#guidance").send_keys(Keys.END), "made")
-    assert page.text("#guidance-said") == "4.0"
+    assert page.text("#guidance-said") == "8.0"
     page.changes(lambda: Select(page.one("#model")).select_by_value("cgan"), "made")
     slider = page.one("#panel-wanted [aria-label='Intensity of Male']")
     page.changes(lambda: slider.send_keys(Keys.END), "made")
