@@ -116,7 +116,7 @@ def train(config: Config, program: str = PROGRAM, log: Callable[[int, dict[str, 
         f"{data.spec.kind} attributes, {placement.devices} x {jax.devices()[0].device_kind}; run in {run}")
     with held(run, "run_dir") if main else contextlib.nullcontext(), command_line.signals_noted() as asked:
         train_run(config, data, run, data.train.x.nbytes <= room, placement,
-                  Watcher(say, warn, asked, draw_progress, validate_cgan, log or (lambda epoch, values: None)))
+                  Watcher(say, warn, asked, draw_progress, validate_cgan, log))
     report(load_run(run), data, say)
 
 

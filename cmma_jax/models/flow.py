@@ -54,7 +54,7 @@ def draw(model: Model, params: Params, key: jax.Array, y: jax.Array, mask: jax.A
     """Returns z ~ p(z|y), [B, J]; key: one key, or [B] keys.
 
     temperature: factor on the deviation of the noise; 0 gives the Gaussian's mean, or where the flow carries it.
-    guidance: the scale, of a flow; 1 or None: p(z|y) itself.
+    guidance: the scale, of a flow, or [B], one an example; 1 or None: p(z|y) itself.
     steps: of the solver.
     """
     p = model.prior(params, y, mask)
@@ -75,13 +75,15 @@ def from_noise(model: Model, params: Params, noise: jax.Array, wanted: Wanted,
 
     def guided(u: jax.Array, t: jax.Array) -> jax.Array:
         toward, away = _both(model, params, u, t, wanted, nothing)
-        return toward + (jnp.asarray(guidance) - 1) * (toward - away)
+        return toward + (jnp.broadcast_to(jnp.asarray(guidance), (len(u),))[:, None] - 1) * (toward - away)
 
     def solve(velocity: Callable) -> Callable[[jax.Array], jax.Array]:
         return lambda noise: _heun(velocity, noise, 0.0, 1.0, steps)[0]
 
     if guidance is None:
         return _latent(params, solve(plain)(noise))
+    if jnp.ndim(guidance):
+        return _latent(params, solve(guided)(noise))
     # In a batch twice as large the plain velocity would round otherwise.
     return _latent(params, jax.lax.cond(jnp.asarray(guidance) == 1, solve(plain), solve(guided), noise))
 

@@ -5,6 +5,8 @@ import functools
 import json
 import math
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ from cmma_jax.training.runs import Run, find_runs, load_run
 
 INFERENCE_SAMPLES = 20
 # The scale w of a flow's guidance where no other is given: where every attribute is known, and where one of many is,
-# to which a velocity that has mostly seen many of them does not hold by itself.
+# to which a velocity that has mostly seen many of them does not hold by itself (`benchmarks.asked`).
 GUIDANCE, GUIDANCE_OF_FEW = 1.5, 5.0
 CANNOT_ENCODE = "cannot encode a face; choose a CMMA, a CVAE or a VAE"
 SHIPPED = "lfw"  # the model that stands in where nothing has been trained
@@ -94,34 +96,25 @@ class FaceModel:
           detail: the temperature at which pixels are drawn as well, by a model with a detail; 1: from p(x|y) itself,
             grain and all; None: the decoder's mean, a smooth face.
         """
-        y, mask = self._rows(attributes or {}, max(n, 0), groups)
-        guidance = self.guidance_for(mask) if guidance is None else guidance
-        return self.generate_encoded(y, mask, seed, temperature, guidance, steps, detail)
-
-    def guidance_for(self, mask: np.ndarray) -> float | None:
-        """Returns the scale under which attributes show of which so many are known; None where there is no guidance.
-
-        mask: [N, A], alike in every row.
-        """
-        if not self.guided or not mask.any():
-            return None
-        return GUIDANCE_OF_FEW + (GUIDANCE - GUIDANCE_OF_FEW) * float(mask.mean())
+        return self.generate_encoded(*self._rows(attributes or {}, max(n, 0), groups), seed, temperature, guidance,
+                                     steps, detail)
 
     def generate_encoded(self, y: np.ndarray, mask: np.ndarray, seed: int = 0, temperature: float = 1.0,
                          guidance: float | None = None, steps: int = STEPS, detail: float | None = None) -> np.ndarray:
-        """Returns a face for each row of y, mask: [N, A], arguments else as of `generate`; guidance None: 1.5."""
+        """Returns a face for each row of y, mask: [N, A], arguments else as of `generate`."""
         if not len(y):
             raise InputError("0 faces were asked for; give 1 or more")
         _require(temperature, "temperature", 0.0)
         if detail is not None:
             _require(detail, "detail", 0.0)
             self._require("detail", "has no detail, by which pixels are drawn; leave detail out")
-        how = (jnp.float32(temperature), self._guidance(guidance, bool(np.any(mask))),
-               None if detail is None else jnp.float32(detail))
+        detail = None if detail is None else jnp.float32(detail)
         steps = self._steps(steps)
+        guided = self._guided_by(guidance, bool(np.any(mask)))
 
         def make(rows, y, mask):
-            return faces.generate(self.run.model, self.run.params, row_keys(seed, rows), y, mask, *how, steps=steps)
+            return faces.generate(self.run.model, self.run.params, row_keys(seed, rows), y, mask,
+                                  jnp.float32(temperature), guided(mask), detail, steps=steps)
 
         return faces.in_batches(make, np.arange(len(y)), y, mask)
 
@@ -263,12 +256,12 @@ class FaceModel:
         Returns both paths.
         """
         model, params, spec = self.run.model, self.run.params, self.run.spec
-        scale, steps = self._guidance(guidance, True), self._steps(steps)
+        guided, steps = self._guided_by(guidance, True), self._steps(steps)
 
         def sampler(seed, y, mask, temperature):
             def one(row, y, mask):
-                return faces.generate(model, params, row_keys(seed, row[None]), y[None], mask[None], temperature, scale,
-                                      steps=steps)[0]
+                return faces.generate(model, params, row_keys(seed, row[None]), y[None], mask[None], temperature,
+                                      guided(mask[None]), steps=steps)[0]
 
             return jax.vmap(one)(jnp.arange(y.shape[0]), y, mask)
 
@@ -279,7 +272,8 @@ class FaceModel:
         facts = {"call": "jax.export.deserialize(bytes).call(seed, y, mask, temperature)",
                  "arguments": {"seed": "uint32", "y": "[N, A] float32", "mask": "[N, A] bool, True: known",
                                "temperature": "float32, 1: samples, 0: the face at the noise's mean"},
-                 "guidance": 1.0 if scale is None else float(scale), "steps": steps,
+                 "guidance": guidance if guidance is not None else "as the package's" if self.guided else 1.0,
+                 "steps": steps,
                  "result": f"[N, {', '.join(map(str, spec.image_shape))}] float32 in [0, 1]",
                  "attributes": spec.attributes, "kinds": spec.kinds, "attribute_mean": spec.attribute_mean,
                  "attribute_std": spec.attribute_std, "dataset": spec.dataset, "model": self.run.config.model}
@@ -320,8 +314,12 @@ class FaceModel:
             raise InputError("faces with pixels outside [0, 1]; give floats in [0, 1] or uint8")
         return x
 
-    def _guidance(self, guidance: float | None, asked: bool) -> jax.Array | None:
-        """Returns the scale that a flow is given, None for none; asked: whether any attribute is."""
+    def _guided_by(self, guidance: float | None, asked: bool) -> Callable[[Any], Any]:
+        """Returns (mask [N, A]) -> the scale [N] that a flow is given, or None for none.
+
+        guidance: where it is not given, it is chosen for each face, by the share of its attributes that is known;
+        asked: whether any attribute is.
+        """
         if guidance is not None:
             _require(guidance, "guidance", 0.0)
             if guidance == 0 and asked:
@@ -330,8 +328,10 @@ class FaceModel:
             if guidance != 1 and not self.guided:
                 raise InputError(f"the {self.run.system} in {self.run.path} {self._without_guidance()}; leave guidance "
                                  "out, or give 1, which is none")
-        scale = GUIDANCE if guidance is None else guidance
-        return jnp.float32(scale) if self.guided and asked and scale != 1 else None
+        if not (self.guided and asked) or guidance == 1:
+            return lambda mask: None
+        few, all_known = (GUIDANCE_OF_FEW, GUIDANCE) if guidance is None else (guidance, guidance)
+        return lambda mask: few + (all_known - few) * jnp.asarray(mask, jnp.float32).mean(-1)
 
     def _without_guidance(self) -> str:
         """Says why there is no guidance."""

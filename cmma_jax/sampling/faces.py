@@ -21,7 +21,7 @@ PIXELS = 1  # folded into a key for the noise of pixels
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="steps")
 def generate(model: Model, params: Params, key: jax.Array, y: jax.Array, mask: jax.Array,
-             temperature: float = 1.0, guidance: float | None = None, detail: float | None = None, *,
+             temperature: float = 1.0, guidance: float | jax.Array | None = None, detail: float | None = None, *,
              steps: int = STEPS) -> jax.Array:
     """Returns faces [B, H, W, 3] in [0, 1]: means of p(x|z), z ~ p(z|y) with its noise times temperature.
 

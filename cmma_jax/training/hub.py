@@ -6,13 +6,13 @@ from typing import Any
 from cmma_jax.data.images import one_line
 from cmma_jax.errors import InputError
 
-ADDRESS = "hf://"
+SCHEME, ADDRESS = "hf:", "hf://"  # a path that was made of an address has one slash less
 FILE = "model.safetensors"
 
 
 def on_hub(path: pathlib.Path | str) -> bool:
     """Returns whether a path is an address on the hub."""
-    return isinstance(path, str) and path.startswith(ADDRESS)
+    return str(path).startswith(f"{SCHEME}/")
 
 
 def fetch(address: str) -> pathlib.Path:
@@ -25,8 +25,8 @@ def fetch(address: str) -> pathlib.Path:
     try:
         return pathlib.Path(hub.hf_hub_download(repository, FILE))
     except Exception as error:  # of the network, the hub, or the disk, each in its own way
-        raise InputError(f"{address} cannot be fetched ({one_line(error)}); its {FILE} is what `cmma push` writes, and "
-                         "a private one needs HF_TOKEN") from error
+        raise InputError(f"{ADDRESS}{repository} cannot be fetched ({one_line(error)}); its {FILE} is what `cmma push` "
+                         "writes, and a private one needs HF_TOKEN") from error
 
 
 def push(file: pathlib.Path, card: str, address: str, private: bool) -> None:
@@ -41,12 +41,12 @@ def push(file: pathlib.Path, card: str, address: str, private: bool) -> None:
         for name, content in ((FILE, file), ("README.md", card.encode())):
             api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repository)
     except Exception as error:  # as above
-        raise InputError(f"{address} cannot be written ({one_line(error)}); give HF_TOKEN, a token that may write "
-                         "there") from error
+        raise InputError(f"{ADDRESS}{repository} cannot be written ({one_line(error)}); give HF_TOKEN, a token that "
+                         "may write there") from error
 
 
 def _repository(address: str) -> str:
-    parts = address.removeprefix(ADDRESS).split("/")
+    parts = address.removeprefix(SCHEME).strip("/").split("/")
     if len(parts) != 2 or not all(parts):
         raise InputError(f"{address!r} is no address of a model; give {ADDRESS}USER/NAME")
     return "/".join(parts)

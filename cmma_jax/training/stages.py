@@ -115,7 +115,7 @@ class Watcher(NamedTuple):
     asked: Callable[[], int]
     picture: Callable[..., Any]
     validate: Callable[..., dict[str, float]]
-    log: Callable[[int, dict[str, float]], Any] = lambda epoch, values: None
+    log: Callable[[int, dict[str, float]], Any] | None = None
 
 
 def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
@@ -352,7 +352,7 @@ def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, r
                       "learning_rate": float(stage.rate(int(here.step) - 1)),
                       "faces_per_second": steps * config.batch_size / seconds, "seconds": seconds}
             record({"epoch": stage.before + epoch, "stage": stage.name, **values})
-            if main:
+            if main and watcher.log:
                 watcher.log(stage.before + epoch, values)
             last, number = epoch == stage.epochs, parallel.highest(watcher.asked())
             if number or last or epoch % config.checkpoint_every == 0:

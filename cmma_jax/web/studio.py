@@ -65,7 +65,6 @@ class Studio:
         """Returns n <= BATCH faces that have attributes; preview: of one face, by fewer steps of the solver."""
         size = 1 if n == 1 else BATCH
         y, mask = (np.repeat(a[None], size, 0) for a in self._settle(wanted, *self.model.encode({})))
-        guidance = self.model.guidance_for(mask) if guidance is None else guidance
         return self.model.generate_encoded(y, mask, seed, temperature, guidance, _steps(preview, n))[:n]
 
     def infer(self, face: np.ndarray) -> dict[str, tuple[float, float]]:

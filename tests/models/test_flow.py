@@ -168,6 +168,16 @@ def test_guidance_of_1_is_the_plain_velocity_to_the_bit(small):
     assert (jnp.abs(draw(jnp.float32(2.0)) - plain).max(1) > 1e-3).sum() >= 11
 
 
+def test_each_example_has_its_own_guidance(small):
+    x, y, mask = faces(small, 3)
+    keys = jax.random.split(jax.random.key(1), 3)
+    draw = jax.jit(lambda guidance: flow.draw(small.model, small.params, keys, y, mask, guidance=guidance))
+    scales = jnp.array([1.0, 2.0, 4.0])
+    found = draw(scales)
+    for i, scale in enumerate(scales):
+        np.testing.assert_allclose(found[i], draw(scale)[i], rtol=1e-4, atol=1e-5)
+
+
 def test_guidance_of_0_forgets_the_attributes(small):
     x, y, mask = faces(small, 6)
     draw = jax.jit(lambda y, mask, guidance: flow.draw(small.model, small.params, jax.random.key(1), y, mask,

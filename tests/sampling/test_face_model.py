@@ -59,10 +59,11 @@ def test_guidance_is_1_5_where_all_attributes_are_asked_of_a_flow_and_nearly_5_w
     np.testing.assert_array_equal(made[None], made[few])
     every = dict.fromkeys(model.attributes, 1)
     np.testing.assert_array_equal(*(model.generate(every, groups=False, guidance=w) for w in (None, GUIDANCE)))
-    np.testing.assert_array_equal(model.generate_encoded(y, mask), made[GUIDANCE])
+    both = [np.stack([a, b[0]]) for a, b in zip(model.encode(every, groups=False), (y, mask), strict=True)]
+    np.testing.assert_allclose(model.generate_encoded(*both)[1], made[few][1], atol=1e-5)  # whatever stands beside it
     plain = generate(model.run.model, model.run.params, keys, y, mask, jnp.float32(1), None, steps=STEPS)
     np.testing.assert_array_equal(made[1], plain)
-    assert model._guidance(1, True) is None  # so that the network passes over a face once, not twice
+    assert model._guided_by(1, True)(mask) is None  # so that the network passes over a face once, not twice
     away = [np.abs(made[w] - plain).max() for w in (GUIDANCE, 2.5)]
     assert 0.001 < away[0] < away[1]
     free = [model.generate({}, n=4, guidance=w) for w in (None, 0, 2.5)]
@@ -99,7 +100,7 @@ def test_guidance_is_refused_where_it_means_nothing(model, named_runs, tmp_path)
         other = cmma_jax.load(named_runs.parent / run)
         with pytest.raises(InputError, match=words + ".*leave guidance out, or give 1"):
             other.generate({"Male": 1}, guidance=1.5)
-        assert other._guidance(None, True) is other._guidance(1, True) is None
+        assert other._guided_by(None, True)(None) is other._guided_by(1, True)(None) is None
     shutil.copytree(named_runs / "cmma", tmp_path / "early")
     shutil.rmtree(tmp_path / "early" / FLOW)
     early = cmma_jax.load(tmp_path / "early", unfinished=True)
@@ -252,6 +253,16 @@ def test_models_without_a_part_say_so(named_runs):
         with pytest.raises(InputError, match="the cgan in .* cannot encode a face; choose a CMMA, a CVAE or a VAE"):
             call(x)
     assert cgan.generate({"Male": 1}, n=2).shape == (2, 16, 16, 3)
+
+
+def test_the_exported_sampler_chooses_its_guidance_as_the_package_does(model, tmp_path):
+    path, facts = model.export(tmp_path / "sampler.bin")
+    assert json.loads(facts.read_text())["guidance"] == "as the package's"
+    sampler = jax.export.deserialize(bytearray(path.read_bytes()))
+    for attributes in ({"Male": 1}, dict.fromkeys(model.attributes, 1)):
+        y, mask = (np.repeat(a[None], 2, 0) for a in model.encode(attributes, groups=False))
+        found = sampler.call(np.uint32(7), y, mask, np.float32(1))
+        np.testing.assert_allclose(found, model.generate(attributes, n=2, seed=7, groups=False), atol=1e-4)
 
 
 def test_the_exported_sampler_runs_without_this_package(model, tmp_path):

@@ -57,6 +57,7 @@ def test_a_model_is_pushed_with_its_card_and_comes_back(repositories, named_runs
     assert (found / "README.md").read_text() == "# Faces\n" and (found / ".private").read_text() == "True"
     before, back = load_run(named_runs / "cmma"), cmma_jax.load(RUN)
     assert (back.run.path, back.run.step, back.attributes) == (found / hub.FILE, before.step, before.spec.attributes)
+    assert load_run(pathlib.Path(RUN)).path == found / hub.FILE  # of whose address Python has taken a slash
     shutil.copy(found / hub.FILE, tmp_path / "mine.safetensors")
     np.testing.assert_array_equal(back.generate(seed=3), cmma_jax.load(tmp_path / "mine.safetensors").generate(seed=3))
     assert main(["generate", f"--run={RUN}", "--n=1", f"--out={tmp_path / 'made.png'}"]) == 0
