@@ -29,6 +29,8 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "default": (),
     "without the detail": ("--detail_width=0",),
     "mixture of logistics": ("--likelihood=logistic_mixture", "--detail_width=0"),
+    "mixture of logistics, KL weighted by 2": ("--likelihood=logistic_mixture", "--detail_width=0", "--kl_weight=2"),
+    "mixture of logistics, KL weighted by 4": ("--likelihood=logistic_mixture", "--detail_width=0", "--kl_weight=4"),
     "2 channels": ("--latent_channels=2",),
     "8 channels": ("--latent_channels=8",),
     "8x8 cells, 16 channels": ("--latent_cells=8", "--latent_channels=16"),
@@ -45,6 +47,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--rows", nargs="+", choices=list(CONFIGURATIONS), default=list(CONFIGURATIONS), metavar="ROW",
+                        help="which, in this order: " + ", ".join(map(repr, CONFIGURATIONS)))
     parser.add_argument("--epochs", type=int, default=5, help="of each row's first stage")
     parser.add_argument("--detail_epochs", type=int, default=2, help="of its detail")
     parser.add_argument("--flow_epochs", type=int, default=10, help="of its flow")
@@ -54,7 +58,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", default="docs/ablation.json", help="where the record goes")
     options = parser.parse_args(argv)
     tools, rows = None, {}
-    for name, flags in CONFIGURATIONS.items():
+    for name in options.rows:
+        flags = CONFIGURATIONS[name]
         run_dir = pathlib.Path(options.runs_dir) / name.replace(" ", "-").replace(",", "")
         code = train.main(["--model=cmma", *flags, f"--dataset={options.dataset}", f"--data_dir={options.data_dir}",
                            f"--epochs={options.epochs}", f"--detail_epochs={options.detail_epochs}",

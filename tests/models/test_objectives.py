@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 import scipy.stats
 
 from cmma_jax.data.dataset import pixels
@@ -239,8 +240,9 @@ def test_hidden_attributes_follow_the_rates(wholly, partly):
     seen = np.asarray(hide_attributes(jax.random.key(0), mask, wholly, partly))
     assert not seen[:, 0].any()  # what is unknown stays unknown
     untouched, empty = seen[:, 1:].all(1).mean(), (~seen[:, 1:]).all(1).mean()
-    # Some lose all; of others a keep probability u ~ U(0, 1) keeps all 8 with probability 1/9, and none with 1/9.
-    for share, expected in ((untouched, 1 - wholly - partly + partly / 9), (empty, wholly + partly / 9)):
+    # Some lose all; of others a keep probability v = u^3, u ~ U(0, 1), keeps all 8 with E[v^8], none with E[(1 - v)^8].
+    none = scipy.special.beta(1 / 3, 9) / 3
+    for share, expected in ((untouched, 1 - wholly - partly + partly / 25), (empty, wholly + partly * none)):
         assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / len(seen))
     np.testing.assert_array_equal(hide_attributes(jax.random.key(0), mask, 0.0, 0.0), mask)
 
