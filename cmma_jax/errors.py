@@ -1,5 +1,6 @@
 """Faults that a person can mend, told in one line."""
 
+import csv
 import difflib
 
 
@@ -51,3 +52,14 @@ def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
     if close:
         return f"; did you mean {next(k for k in known if k.lower() == close[0])!r}?"
     return f"; known: {', '.join(known)}"
+
+
+def split_names(text: str) -> list[str]:
+    """Returns the parts of a list with commas between, as on a command line; one with a comma stands in quotes:
+    '"Hair, dark",Hat'.
+    """
+    try:
+        (parts,) = csv.reader([text], skipinitialspace=True) if text.strip() else ([],)
+    except (csv.Error, ValueError):  # no list as tables have them
+        parts = text.split(",")
+    return [part.strip() for part in parts if part.strip()]

@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 
 import numpy as np
 
-from cmma_jax.errors import InputError, did_you_mean
+from cmma_jax.errors import InputError, did_you_mean, split_names
 from cmma_jax.models.spec import Spec
 
 # Of each group at most one holds: setting a member resets the others. Names that a data set lacks do not matter.
@@ -63,6 +64,8 @@ class Attributes:
           InputError: there is none of that name.
         """
         columns = {plain(known): i for i, known in enumerate(self.spec.attributes)}
+        if name in self.spec.attributes:
+            return self.spec.attributes.index(name)
         if plain(name) not in columns:
             raise InputError(f"unknown attribute {name.strip()!r}{did_you_mean(name, self.spec.attributes)}")
         return columns[plain(name)]
@@ -167,14 +170,15 @@ class Attributes:
 
 
 def parse_settings(text: str) -> dict[str, str]:
-    """Returns {"Male": "1", "Smiling": "+2sd"} of "Male=1,Smiling=+2sd"; a name alone is set to 1.
+    """Returns {"Male": "1", "Smiling": "+2sd"} of "Male=1,Smiling=+2sd"; a name alone is set to 1, and one with a comma
+    stands in quotes: '"Hair, dark"=1'.
 
     Raises:
       InputError: a part is no setting, or a name comes twice.
     """
     settings = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (word.strip() for word in part.partition("="))
+    for part in split_names(text):
+        name, equals, value = (word.strip() for word in (part.rpartition("=") if "=" in part else (part, "", "")))
         if not name or (equals and not value):
             raise InputError(f"{part!r} is no setting; give NAME=VALUE, with commas between: Male=1,Eyeglasses=0")
         if name in settings:
@@ -190,5 +194,6 @@ def _category(name: str) -> str:
 
 @functools.cache  # the names of a data set are asked for at every call
 def plain(name: str) -> str:
-    """Returns a name without what does not matter in it: case, spaces, `_` and other signs."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    """Returns a name without what does not matter in it: case, spaces, `_` and other signs, unless it has no others."""
+    kept = [sign for sign in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(sign)[0] in "LMN"]
+    return "".join(kept) or name.strip()

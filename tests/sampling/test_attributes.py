@@ -25,6 +25,12 @@ def test_names_are_forgiving(name, column):
     assert BINARY.find(name) == column
 
 
+def test_names_in_other_letters_and_of_signs_alone_are_names():
+    names = ("\u5fae\u7b11", "\u5e3d\u5b50", "L\u00e4chelt", "A+", "A-", "+", "-")
+    found = Attributes(dataclasses.replace(BINARY.spec, attributes=names))
+    assert [found.find(name) for name in names] == list(range(7)) and found.find("la\u0308chelt") == 2
+
+
 def test_an_unknown_name_is_corrected():
     with pytest.raises(InputError, match="unknown attribute 'eye glases'; did you mean 'Eyeglasses'"):
         BINARY.find("eye glases")
@@ -107,6 +113,7 @@ def test_contradicting_settings_are_refused():
 
 def test_settings_as_text():
     assert parse_settings("Male=1, Smiling=+2sd,Bald,") == {"Male": "1", "Smiling": "+2sd", "Bald": "1"}
+    assert parse_settings('"Hair, dark"=1, "a=b"=0') == {"Hair, dark": "1", "a=b": "0"}
     for bad in ("=1", "Male=", "Male=1,Male=0"):
         with pytest.raises(InputError):
             parse_settings(bad)
