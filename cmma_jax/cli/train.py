@@ -128,7 +128,7 @@ def describe(data: Dataset) -> str:
     lines = [f"{'attribute':28} kind    known"]
     for i, name in enumerate(spec.attributes):
         values = np.asarray(y[:, i])[np.asarray(mask[:, i])]
-        score = values * spec.attribute_std[i] + spec.attribute_mean[i]
+        score = (values * spec.attribute_std[i] + spec.attribute_mean[i]).round(3)
         last = f"{values.mean():.1%} are 1" if spec.binary[i] else f"{score.min():g} to {score.max():g}"
         lines.append(f"{name:28} {spec.kinds[i]:7} {np.asarray(mask[:, i]).mean():5.0%}  {last}")
     return "\n".join(lines)

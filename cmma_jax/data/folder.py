@@ -3,6 +3,9 @@
 import logging
 import math
 import pathlib
+import unicodedata
+import urllib.parse
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -17,6 +20,7 @@ from cmma_jax.errors import Faults, InputError
 
 SPLITS = PARTS
 SMALLEST_FOLDER = 10  # faces that an 80/10/10 split needs
+LOOKED_AT = 1000  # images that are decoded beside a fault of the table, so that theirs are told with it
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 log = logging.getLogger(__name__)
@@ -48,30 +52,42 @@ def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, memory: floa
     require_image_size(image_size)
     folder = pathlib.Path(data_dir)
     table = read_table(folder)
-    columns = read_columns(table, reading)
+    faults = table.faults
     rows = sorted(_rows(folder, table, reading.follow_links), key=lambda row: row.file)
+    whole = not faults.found
+    columns = read_columns(table, reading)
     order = np.array([row.number for row in rows], int)
     attributes = tuple(column.name for column in columns)
-    y, mask = (np.stack(arrays, -1)[order]
+    y, mask = (np.reshape(arrays, (len(columns), len(table.files))).T[order]
                for arrays in ([column.values for column in columns], [column.known for column in columns]))
-    parts = _split(table, order)
-    refuse_constant(str(table.path), attributes, y[parts["train"]], mask[parts["train"]],
-                    "drop the column, or leave it out by --ignore; join a rare word with another")
+    parts = _split(table, order) if whole else {}
+    if parts:
+        add_constant(faults, attributes, y[parts["train"]], mask[parts["train"]],
+                     "drop the column, or leave it out by --ignore; join a rare word with another")
+
+    def read(row: Row) -> np.ndarray | None:
+        try:
+            return read_image(row.path, f"line {table.lines[row.number]}: image {row.file!r}", image_size)
+        except InputError as error:
+            faults.add(str(error))
+        return None
+
+    if faults.found:
+        for row in rows[:LOOKED_AT]:
+            read(row)
+    faults.tell()
     _mention_unused(folder, rows, table)
     for note in sorted({column.note for column in columns} - {""}):
         log.warning("%s: %s in %s", table.path, note, ", ".join(c.name for c in columns if c.note == note))
 
     def build(new: New) -> Dataset:
-        faults = Faults(str(table.path))
         x = {part: new(part, len(members)) for part, members in parts.items()}
         with tqdm.tqdm(total=len(rows), desc="reading images", disable=None) as bar:
             for part, members in parts.items():
                 for i, row in enumerate(rows[member] for member in members):
-                    try:
-                        x[part][i] = read_image(row.path, f"line {table.lines[row.number]}: image {row.file!r}",
-                                                image_size)
-                    except InputError as error:
-                        faults.add(str(error))
+                    image = read(row)
+                    if image is not None:
+                        x[part][i] = image
                     bar.update()
         faults.tell()
         return make_dataset("folder", attributes, tuple(column.kind for column in columns),
@@ -89,20 +105,17 @@ def require_image_size(image_size: int) -> None:
                          f"got {image_size}")
 
 
-def refuse_constant(where: str, attributes: tuple[str, ...], y: np.ndarray, mask: np.ndarray,
-                    mend: str) -> None:
-    """Raises InputError if one of A attributes has fewer than two values among the training rows; y, mask: [N, A].
+def add_constant(faults: Faults, attributes: tuple[str, ...], y: np.ndarray, mask: np.ndarray, mend: str) -> None:
+    """Adds a fault for each of A attributes with fewer than two values among the training rows; y, mask: [N, A].
 
-    where, mend: the thing that is read, and what to do about it, for the message.
+    mend: what to do about it, for the message.
     """
     low = np.where(mask, y, np.inf).min(0, initial=np.inf)
     high = np.where(mask, y, -np.inf).max(0, initial=-np.inf)
-    faults = Faults(where)
     for i in np.flatnonzero(low >= high):
         seen = f"is {low[i]:g} in all of" if mask[:, i].any() else "is unknown in all of"
         faults.add(f"attribute {attributes[i]!r} {seen} the {len(y)} training rows, so nothing can be learnt from it; "
                    f"expected two values or more: {mend}")
-    faults.tell()
 
 
 def read_image(source: pathlib.Path | BinaryIO, name: str, image_size: int) -> np.ndarray:
@@ -116,22 +129,46 @@ def read_image(source: pathlib.Path | BinaryIO, name: str, image_size: int) -> n
 
 
 def _rows(folder: pathlib.Path, table: Table, follow_links: bool) -> list[Row]:
-    """Returns the rows of a table, each of another file in the folder, or in one below it that holds them all."""
-    faults, rows, seen = Faults(str(table.path)), [], dict[pathlib.Path, int]()
+    """Returns the rows of a table, each of another file in the folder, or in one below it that holds them all; adds the
+    faults of the others.
+    """
+    faults, rows, seen = table.faults, [], dict[pathlib.Path, int]()
     base = _base(folder, table.files)
     for number, (line, file) in enumerate(zip(table.lines, table.files, strict=True)):
         fault, path = _inside(folder, base, file, follow_links)
-        if fault and "\\" in file:  # Windows wrote it
-            fault, path = _inside(folder, base, file.replace("\\", "/"), follow_links)
+        for spelling in _spellings(file) if fault else ():
+            other, there = _inside(folder, base, spelling, follow_links)
+            if not other:
+                fault, path = other, there
+                break
         if fault:
-            faults.add(f"line {line}: file {file!r} {fault}")
+            hint = _other_case(path) if len(faults.found) < faults.MOST else ""
+            faults.add(f"line {line}: file {file!r} {fault}{hint}")
         elif path in seen:
             faults.add(f"line {line}: file {file!r} is already on line {seen[path]}; expected one row a file: drop one "
                        "of them")
-        seen.setdefault(path, line)
-        rows.append(Row(number, file, path))
-    faults.tell()
+        else:
+            seen[path] = line
+            rows.append(Row(number, file, path))
     return rows
+
+
+def _spellings(file: str) -> Iterator[str]:
+    """Yields a name as other systems may have it: Windows' separators, a URL's %20, a Mac's letters with accents."""
+    for name in (file, file.replace("\\", "/"), urllib.parse.unquote(file)):
+        for form in (None, "NFC", "NFD"):
+            yield unicodedata.normalize(form, name) if form else name
+
+
+def _other_case(path: pathlib.Path) -> str:
+    """Returns a hint of a file whose name has other capitals, or an ending."""
+    try:
+        names = sorted(each.name for each in path.parent.iterdir())
+    except (OSError, ValueError):
+        return ""
+    near = next((name for name in names if path.name and path.name.casefold() in (
+        name.casefold(), pathlib.PurePath(name).stem.casefold())), None)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def _base(folder: pathlib.Path, files: list[str]) -> pathlib.Path:
@@ -164,17 +201,17 @@ def _inside(folder: pathlib.Path, base: pathlib.Path, name: str, follow_links: b
 
 
 def _split(table: Table, order: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the numbers of each part's rows, which come in this order of the table's."""
+    """Returns the numbers of each part's rows, which come in this order of the table's; none: a fault was added."""
     if table.splits:
         parts = {s: np.array([i for i, number in enumerate(order) if table.splits[number] == s], int) for s in SPLITS}
-        for part, members in parts.items():
-            if not len(members):
-                raise InputError(f"{table.path} has no row with split {part!r}; expected some of each of "
-                                 f"{', '.join(SPLITS)}: add some, or drop the column 'split'")
-        return parts
+        for part in (part for part, members in parts.items() if not len(members)):
+            table.faults.add(f"has no row with split {part!r}; expected some of each of {', '.join(SPLITS)}: add some, "
+                             "or drop the column 'split'")
+        return parts if all(map(len, parts.values())) else {}
     if len(order) < SMALLEST_FOLDER:
-        raise InputError(f"{table.path} has too few faces for three splits: {len(order)}; expected {SMALLEST_FOLDER} "
-                         "or more: add some, or write a column 'split'")
+        table.faults.add(f"has too few faces for three splits: {len(order)}; expected {SMALLEST_FOLDER} or more: add "
+                         "some, or write a column 'split'")
+        return {}
     shuffled = np.random.default_rng(0).permutation(len(order))
     tenth = len(order) // 10
     cuts = np.split(shuffled, [len(order) - 2 * tenth, len(order) - tenth])

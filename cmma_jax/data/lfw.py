@@ -29,10 +29,10 @@ import tqdm
 from PIL import Image
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
-from cmma_jax.data.folder import SPLITS, refuse_constant
+from cmma_jax.data.folder import SPLITS, add_constant
 from cmma_jax.data.images import one_line
 from cmma_jax.data.mat import read_mat
-from cmma_jax.errors import InputError
+from cmma_jax.errors import Faults, InputError
 
 TRAIN, VALIDATION = 10_000, 1_000  # rows; the rest are for the test, as in the paper
 FACES, LABELS = 13_233, 13_143  # what the publishers' files hold
@@ -102,8 +102,9 @@ def read_lfw(data_dir: str | pathlib.Path, kind: Literal["binary", "real"]) -> t
         y = labels.y[part]
         parts[split] = Part([labels.keys[row] for row in part], Faces(faces, y, np.ones(y.shape, bool)))
     train = parts["train"].faces
-    refuse_constant(f"the attributes in {data_dir}", labels.attributes, train.y, train.mask,
-                    "the file is broken, get it again")
+    faults = Faults(f"the attributes in {data_dir}")
+    add_constant(faults, labels.attributes, train.y, train.mask, "the file is broken, get it again")
+    faults.tell()
     return labels, parts
 
 

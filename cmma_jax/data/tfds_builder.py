@@ -23,10 +23,10 @@ from PIL import Image
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.data.disk import CACHE, New, decoded, fingerprint
-from cmma_jax.data.folder import SPLITS, read_image, refuse_constant, require_image_size
+from cmma_jax.data.folder import SPLITS, add_constant, read_image, require_image_size
 from cmma_jax.data.images import one_line
 from cmma_jax.data.lfw import SIZE, Part, read_labels, read_lfw
-from cmma_jax.errors import InputError
+from cmma_jax.errors import Faults, InputError
 from cmma_jax.models.spec import Kind
 
 FORMAT = "array_record"  # the one that is read without TensorFlow and knows of slices
@@ -113,7 +113,9 @@ def load_tfds(name: str, data_dir: str | pathlib.Path, image_size: int = 64, mem
 
     def build(new: New) -> Dataset:
         parts = [_read_split(where, builder, split, attributes, new) for split in SPLITS]
-        refuse_constant(where, attributes, parts[0].y, parts[0].mask, "use another set")
+        faults = Faults(where)
+        add_constant(faults, attributes, parts[0].y, parts[0].mask, "use another set")
+        faults.tell()
         return make_dataset(metadata.get("dataset") or f"tfds/{name}", attributes, kinds, *parts)
 
     return decoded(build, image_size, splits["train"].num_examples, memory, cache, lambda: [

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import math
 import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cmma_jax.data.table import Reading
-from cmma_jax.errors import InputError, did_you_mean
+from cmma_jax.data.table import Reading, parse_unknown
+from cmma_jax.errors import InputError, did_you_mean, split_names
 from cmma_jax.models.architecture import Architecture, ModelName, check
 
 
@@ -27,7 +26,8 @@ class Config(Architecture):
     ignore: str = ""
     """For folder: columns of the table that are no attributes, with commas between, such as person,id."""
     unknown: str = ""
-    """For folder: the number that stands for "unknown" in the table, such as -1; none: every number is a value."""
+    """For folder: what stands for "unknown" in the table: numbers, such as -1, or of one column COLUMN=NUMBER, with
+    commas between; none in a number's place: every number is a value."""
     follow_links: bool = False
     """For folder: images may be links that lead out of it."""
     image_size: int = 64
@@ -128,7 +128,10 @@ class Config(Architecture):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         check(bool(re.fullmatch(r"(\d+(,\d+)*)?", self.seeds)), "seeds", self.seeds,
               "whole numbers with commas between")
-        check(self.unknown in ("", "none") or _finite(self.unknown), "unknown", self.unknown, "a number, or none")
+        try:
+            parse_unknown(self.unknown)
+        except ValueError:
+            check(False, "unknown", self.unknown, "numbers, or COLUMN=NUMBER, with commas between, or none")
         check(self.process_id < max(1, self.num_processes), "process_id", self.process_id,
               f"below num_processes, {self.num_processes}")
         if self.prior == "flow":
@@ -145,8 +148,7 @@ class Config(Architecture):
     @property
     def reading(self) -> Reading:
         """How a folder's table is to be read."""
-        return Reading(tuple(filter(None, (name.strip() for name in self.ignore.split(",")))), self.unknown,
-                       self.follow_links)
+        return Reading(tuple(split_names(self.ignore)), self.unknown, self.follow_links)
 
     def run_path(self) -> str:
         """Returns run_dir, or where the run lies if it was not given."""
@@ -259,13 +261,6 @@ def projection(model: ModelName, dataset: str) -> Config:
 
 
 PRESETS = {"default": default, "large": large, "paper": paper, "gauthier": gauthier, "projection": projection}
-
-
-def _finite(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _is_a(kind: Any, value: object) -> bool:
