@@ -57,7 +57,7 @@ def test_a_face_over_the_border_is_put_back_too():
 def found(monkeypatch):
     """Two faces, in place of the detector's."""
     boxes = [Box(40, 30, 60, 60), Box(110, 60, 40, 40)]
-    monkeypatch.setattr(photos, "detect", lambda picture: boxes)
+    monkeypatch.setattr(photos, "detect", lambda picture: (1.0, boxes))
     return boxes
 
 
@@ -96,7 +96,7 @@ def test_a_picture_of_the_models_size_is_a_face_already(tmp_path):
 
 
 def test_no_face_found_and_the_way_out(monkeypatch, tmp_path):
-    monkeypatch.setattr(photos, "detect", lambda picture: [])
+    monkeypatch.setattr(photos, "detect", lambda picture: (0.0, []))
     scene().save(tmp_path / "wall.png")
     with pytest.raises(InputError, match="no face found in .*--crop=left,top,width,height"):
         read_photo(tmp_path / "wall.png")
@@ -141,6 +141,18 @@ def test_a_face_is_found_however_the_photograph_lies_and_nothing_else_is(turn, p
     assert ("turned by" in note) == (turn > 0) and (turn != 90 or "turned by -90 degrees" in note)
 
 
+def test_of_two_ways_to_turn_a_photograph_the_likelier_is_taken(monkeypatch):
+    """As of a group that lies upside down: one of six faces is found as it lies, hardly."""
+    found = {0: (0.06, [Box(0, 0, 40, 40)]), 90: (0.0, []), 270: (0.3, [Box(2, 2, 9, 9)]),
+             180: (2.7, [Box(1, 1, 9, 9)])}
+    seen = []
+    monkeypatch.setattr(photos, "turned", lambda picture, turn: turn)
+    monkeypatch.setattr(photos, "detect", lambda turn: seen.append(turn) or found[turn])
+    assert photos.upright(scene()) == (180, found[180][1])
+    found[0] = (0.6, found[0][1])
+    assert photos.upright(scene()) == (0, found[0][1]) and seen == [0, 90, 270, 180, 0]
+
+
 def test_a_large_photograph_is_looked_at_in_a_small_copy_and_a_small_one_enlarged(monkeypatch):
     dlib = pytest.importorskip("dlib", reason="needs dlib: pip install '.[photos]'")
     seen = []
@@ -152,14 +164,14 @@ def test_a_large_photograph_is_looked_at_in_a_small_copy_and_a_small_one_enlarge
             return boxes, [1.2, 0.8, 0.2], [0, 0, 0]  # the last one is unlikely beside the first
 
     monkeypatch.setattr(dlib, "get_frontal_face_detector", Detector)
-    assert photos.detect(Image.new("RGB", (4096, 2048))) == [(40, 80, 1600, 1600), (400, 800, 800, 800)]
-    assert photos.detect(Image.new("L", (200, 100)))[1] == (50, 100, 100, 100)
+    assert photos.detect(Image.new("RGB", (4096, 2048))) == (1.2, [(40, 80, 1600, 1600), (400, 800, 800, 800)])
+    assert photos.detect(Image.new("L", (200, 100)))[1][1] == (50, 100, 100, 100)
     assert seen == [(512, 1024, 3), (200, 400, 3)]
 
 
 def test_of_several_faces_the_note_says_which_was_taken_and_where_the_others_are(monkeypatch):
     boxes = [Box(10, 20, 60, 60), Box(110, 60, 58, 58), Box(0, 0, 40, 40)]
-    monkeypatch.setattr(photos, "detect", lambda picture: boxes)
+    monkeypatch.setattr(photos, "detect", lambda picture: (1.0, boxes))
     _, box, note = find_face(scene(), "it")
     assert box == lfwcrop(boxes[0]) and note == (
         "3 faces found; the largest is taken, 60x60 pixels at 10,20; --face=1: 58x58 pixels at 110,60; --face=2: 40x40 "
@@ -180,7 +192,7 @@ def test_the_detector_finds_a_face_of_lfw_and_the_crop_is_lfwcrops(lfw_dir):
     for path in sorted((lfw_dir / "lfwcrop_color" / "faces").glob("*.ppm"))[:400:20]:
         picture = Image.new("RGB", (600, 600), (128, 128, 128))
         picture.paste(Image.open(path).resize((256, 256), Image.Resampling.BICUBIC), (150, 200))
-        for box in photos.detect(picture)[:1]:
+        for box in photos.detect(picture)[1][:1]:
             left, top, width, height = lfwcrop(box)
             across = max(0, min(left + width, 406) - max(left, 150)) * max(0, min(top + height, 456) - max(top, 200))
             overlaps.append(across / (width * height + 256 * 256 - across))

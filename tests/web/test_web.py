@@ -245,7 +245,7 @@ def test_a_photograph_is_cut_as_the_command_cuts_it(client):
 
 def test_a_found_face_is_cropped_in_the_photographs_own_pixels(client, monkeypatch):
     large = Image.new("RGB", (4096, 2048), "grey")
-    monkeypatch.setattr(photos, "detect", lambda preview: [photos.Box(100, 100, 64, 64)])
+    monkeypatch.setattr(photos, "detect", lambda preview: (1.0, [photos.Box(100, 100, 64, 64)]))
     crop = send_photo(client, encoded(np.asarray(large))).json()
     small = photos.lfwcrop(photos.Box(100, 100, 64, 64))
     expected = {"left": 4 * small.left, "top": 4 * small.top, "size": 4 * small.width}
@@ -257,8 +257,8 @@ def test_a_found_face_is_cropped_in_the_photographs_own_pixels(client, monkeypat
 def test_a_photograph_on_its_side_is_turned_and_its_square_moves_in_the_turned_one(client, monkeypatch, turn):
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
     upright = Image.fromarray(noise).rotate(turn, expand=True)
-    monkeypatch.setattr(photos, "detect", lambda seen: [photos.Box(20, 20, 48, 48)] if np.array_equal(
-        np.asarray(seen), np.asarray(upright)) else [])
+    monkeypatch.setattr(photos, "detect", lambda seen: (1.0, [photos.Box(20, 20, 48, 48)]) if np.array_equal(
+        np.asarray(seen), np.asarray(upright)) else (0.0, []))
     crop = send_photo(client, encoded(noise)).json()
     assert crop["found"] and crop["turn"] == turn and (crop["width"], crop["height"]) == upright.size
     expected = photos.cut(upright, photos.lfwcrop(photos.Box(20, 20, 48, 48)), 16)
