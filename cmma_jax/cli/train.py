@@ -90,10 +90,8 @@ def train(config: Config, program: str = PROGRAM, log: Callable[[int, dict[str, 
 
     if warning := parallel.warn_unused_gpu():
         warn(warning)
-    placement = parallel.place(config.devices, config.parallel, config.batch_size)
-    if config.model == "cgan" and config.batch_size % (GROUP * placement.devices):
-        raise InputError(f"--batch_size={config.batch_size}: a CGAN's discriminator compares faces in groups "
-                         f"of {GROUP} on each device; give a multiple of {GROUP * placement.devices}")
+    group = GROUP if config.model == "cgan" else 1
+    placement = parallel.place(config.devices, config.parallel, config.batch_size, group)
     if not config.latent_size:
         latent_shape(config, config.image_size)
     run = pathlib.Path(config.run_path())
@@ -104,8 +102,11 @@ def train(config: Config, program: str = PROGRAM, log: Callable[[int, dict[str, 
     data = load_dataset(config.dataset, config.data_dir, kind=config.attributes, image_size=config.image_size,
                         memory=room, cache=config.cache, reading=config.reading)
     if data.train.size < config.batch_size:
+        devices = placement.devices if data.train.size >= placement.devices * group else 1
+        unit = devices * group
         raise InputError(f"{data.train.size} training faces are fewer than --batch_size={config.batch_size}; "
-                         f"give --batch_size={max(1, data.train.size // 2)}")
+                         f"give --batch_size={max(unit, data.train.size // 2 // unit * unit)}"
+                         + (" --devices=1" if devices < placement.devices else ""))
     if data.spec.pixel_std < 1e-9:  # 0, but for the mean's rounding
         raise InputError(f"the {data.train.size} training faces are all equal, so nothing can be learnt from them; "
                          "give others")

@@ -43,14 +43,14 @@ class Placement(NamedTuple):
     compile: Callable[[Callable], Callable]  # function of (state, data) -> the same compiled; the state is donated
 
 
-def place(devices: int, how: str, batch_size: int) -> Placement:
+def place(devices: int, how: str, batch_size: int, group: int = 1) -> Placement:
     """Returns the placement for `--devices` and `--parallel`.
 
     devices: 0 for all that JAX sees; several processes always use all of theirs. how: "pmap" or "mesh"; one device uses
-    plain jit for either. batch_size: faces a step over all devices.
+    plain jit for either. batch_size: faces a step over all devices; group: faces that a device compares at once.
 
     Raises:
-      InputError: there are fewer devices, or they do not divide the batch.
+      InputError: there are fewer devices, or they do not divide the batch into groups.
     """
     there = jax.devices()
     if jax.process_count() > 1 and devices not in (0, len(there)):
@@ -60,9 +60,11 @@ def place(devices: int, how: str, batch_size: int) -> Placement:
     if count > len(there):
         raise InputError(f"--devices={devices} but JAX sees {len(there)} ({there[0].platform}); give at most "
                          f"{len(there)}, or on a CPU set XLA_FLAGS=--xla_force_host_platform_device_count={count}")
-    if batch_size % count:
-        raise InputError(f"--batch_size={batch_size} is not divided by {count} devices; "
-                         f"try --batch_size={batch_size // count * count or count}")
+    unit = count * group
+    if batch_size % unit:
+        groups = f" into the groups of {group} faces that a CGAN's discriminator compares" if group > 1 else ""
+        raise InputError(f"--batch_size={batch_size} is not divided by {count} devices{groups}; "
+                         f"try --batch_size={batch_size // unit * unit or unit}")
     if count == 1:
         return _single(there[0], batch_size)
     return {"pmap": _pmap, "mesh": _mesh}[how](there[:count], batch_size)
@@ -219,9 +221,10 @@ def prepare() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # of some platforms JAX says no more than that
-        asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms  # type: ignore[attr-defined]
-        raise InputError(f"JAX_PLATFORMS={asked}: JAX finds no such device on this machine; unset that variable, or "
-                         "set JAX_PLATFORMS=cpu") from error
+        name = next((name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)), "JAX_PLATFORMS")
+        asked = os.environ.get(name) or jax.config.jax_platforms  # type: ignore[attr-defined]
+        raise InputError(f"{name}={asked}: JAX finds no such device on this machine; unset that variable, or set "
+                         "JAX_PLATFORMS=cpu") from error
     folder = getattr(jax.config, "jax_compilation_cache_dir", None)
     try:
         if not folder:

@@ -173,7 +173,7 @@ BAD = {
     "unknown preset": (["--preset=papr"], ["papr", "did you mean 'paper'"]),
     "unknown model": (["--model=cmaa"], ["cmaa", "did you mean 'cmma'"]),
     "gauthier's settings for another model": (["--preset=gauthier"], ["--model=cgan"]),
-    "a batch that is no groups": (["--model=cgan", "--batch_size=6"], ["--batch_size=6", "multiple of 4"]),
+    "a batch that is no groups": (["--model=cgan", "--batch_size=6"], ["--batch_size=6", "groups of 4", "try --batch_size=4"]),
     "a flow over a vector": (["--latent_size=4", "--prior=flow"], ["--prior=flow", "gaussian"]),
     "no epochs of the flow": (["--flow_epochs=0"], ["--flow_epochs=0", "--prior=gaussian"]),
     "cells that do not divide the image": (["--latent_cells=5"], ["--latent_cells=5", "such as 4"]),
@@ -185,6 +185,9 @@ BAD = {
     "wrong folder": (["--dataset=folder", "--data_dir=/nowhere"], ["/nowhere"]),
     "fewer faces than a batch": (["--batch_size=41"], ["40 training faces", "--batch_size=41", "--batch_size=20"]),
     "batch that the devices do not divide": (["--devices=3"], ["--batch_size=8", "3 devices", "--batch_size=6"]),
+    "and fewer faces": (["--devices=3", "--batch_size=42"], ["40 training faces", "give --batch_size=18"]),
+    "fewer faces than a CGAN's groups": (["--model=cgan", "--preset=paper", "--devices=4", "--batch_size=64"],
+                                         ["40 training faces", "give --batch_size=16"]),
     "more devices than there are": (["--devices=64", "--batch_size=64"], ["--devices=64", "sees 4"]),
     "processes without a coordinator": (["--num_processes=2"], ["--coordinator"]),
 }

@@ -282,7 +282,9 @@ def test_half_of_the_faces_are_mirrored():
     assert abs(turned.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
 
 
-@pytest.mark.parametrize("devices, batch, words", [(8, 16, "sees 4"), (3, 16, "not divided by 3 devices")])
-def test_devices_that_are_not_there_or_do_not_divide_the_batch(devices, batch, words):
+@pytest.mark.parametrize("devices, batch, group, words", [
+    (8, 16, 1, "sees 4"), (3, 16, 1, "not divided by 3 devices; try --batch_size=15"),
+    (3, 100, 4, "into the groups of 4 faces .*; try --batch_size=96"), (3, 9, 4, "try --batch_size=12")])
+def test_devices_that_are_not_there_or_do_not_divide_the_batch(devices, batch, group, words):
     with pytest.raises(InputError, match=words):
-        parallel.place(devices, "pmap", batch)
+        parallel.place(devices, "pmap", batch, group)
