@@ -142,7 +142,7 @@ def _rows(folder: pathlib.Path, table: Table, follow_links: bool) -> list[Row]:
                 fault, path = other, there
                 break
         if fault:
-            hint = _other_case(path) if len(faults.found) < faults.MOST else ""
+            hint = _other_case(path) if fault.startswith("not") and len(faults.found) < faults.MOST else ""
             faults.add(f"line {line}: file {file!r} {fault}{hint}")
         elif path in seen:
             faults.add(f"line {line}: file {file!r} is already on line {seen[path]}; expected one row a file: drop one "

@@ -56,7 +56,13 @@ def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str,
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    sixteen = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     image = ImageOps.exif_transpose(image)
+    if sixteen and image.mode.startswith(("RGB", "LA")):  # of which Pillow keeps the upper 8 bits
+        highest = max(high for _, high in image.convert("RGB").getextrema())  # type: ignore[misc]
+        if highest < 2**(DEPTHS[-2] - 8):
+            raise ValueError(f"16-bit colours that are all below {256 * (highest + 1)}, of which the upper 8 bits are "
+                             "nearly black; save it with 8 bits a channel")
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint16)
         bits = next(bits for bits in DEPTHS if values.max(initial=0) < 2**bits)

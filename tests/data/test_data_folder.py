@@ -389,6 +389,21 @@ def test_fewer_bits_in_16_are_scaled_by_their_own_range_and_said_to_be(bits, cap
     assert caplog.text.count(f"all below {2**bits} are taken for {bits}-bit ones") == 1
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_fewer_bits_in_16_of_a_colour_are_refused_and_16_are_read(bits):
+    rows = np.linspace(0, 2**bits - 1, 16 * 16 * 3).astype(">u2").reshape(16, 48)
+    header = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    file = io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))))
+    if bits == 16:
+        np.testing.assert_array_equal(read_image(file, "it", 16).reshape(16, 48), rows >> 8)
+    else:
+        with pytest.raises(InputError, match=f"it cannot be decoded .*all below {2**bits}.*8 bits a channel"):
+            read_image(file, "it", 16)
+
+
 def test_32_bit_pixels_are_refused():
     with pytest.raises(InputError, match="picture cannot be decoded .*8 bits"):
         picture(Image.new("F", (20, 20)), kind="tiff")
@@ -458,7 +473,8 @@ def test_file_outside_of_the_folder(folder, tmp_path_factory):
         edit_line(folder, 2, f"{name},1,0")
         refuses(folder, "line 2", repr(name), "is outside of", "copy it there", reading=Reading(follow_links=True))
     edit_line(folder, 2, "link.png,1,0")
-    refuses(folder, "line 2", "'link.png'", "a link leads there", "give --follow_links")
+    said = refuses(folder, "line 2", "'link.png'", "a link leads there", "give --follow_links")
+    assert "did you mean" not in said
     assert len(rows(load_folder(folder, 16, reading=Reading(follow_links=True)))) == 20
 
 
