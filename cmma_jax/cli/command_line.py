@@ -35,9 +35,9 @@ def parse(kind: type, argv: list[str], program: str, description: str, **options
 
 
 def _at_home(word: str) -> str:
-    """Returns --flag=~/path with the home folder in the tilde's place, where shells leave it."""
+    """Returns --flag=~/path, or ~/path, with the home folder in the tilde's place, where shells leave it."""
     flag, equals, value = word.partition("=")
-    return flag + equals + os.path.expanduser(value) if word.startswith("--") and value.startswith("~") else word
+    return flag + equals + os.path.expanduser(value) if word.startswith("--") else os.path.expanduser(word)
 
 
 def run(program: str, action: Callable[[], None], interrupted: str) -> int:

@@ -236,7 +236,7 @@ def prepare() -> None:
         warnings.warn(f"compiled programs are not kept: {folder or 'the home folder'} is not writable", stacklevel=2)
         warnings.filterwarnings("ignore", "Error writing persistent compilation cache")  # one a function
         if not os.path.isdir(folder or ""):
-            return
+            folder = None  # and no warning a function that it cannot be read
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

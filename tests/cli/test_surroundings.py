@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cmma_jax.cli import command_line, evaluate, train
+from cmma_jax.cli import command_line, commands, evaluate, train
 from cmma_jax.data import load_dataset
 from cmma_jax.data.files import held
 
@@ -36,6 +36,9 @@ def test_the_home_folder_stands_for_a_tilde_in_every_flag(monkeypatch):
     found = train.parse(["--data_dir=~/faces", "--run_dir=~/runs/x", "--cache=/tmp/~x"])
     assert (found.data_dir, found.run_dir, found.cache) == ("/home/somebody/faces", "/home/somebody/runs/x", "/tmp/~x")
     assert evaluate.parse(["--run=~"]).run == "/home/somebody"
+    assert train.parse(["--data_dir", "~/faces"]).data_dir == "/home/somebody/faces"
+    edit = command_line.parse(commands.Edit, ["~/a.jpg", "--out", "~/b.png"], "edit", "")
+    assert (edit.photo, edit.out) == ("/home/somebody/a.jpg", "/home/somebody/b.png")
 
 
 def test_where_the_terminal_knows_ascii_alone_other_signs_are_marks(monkeypatch):
@@ -43,6 +46,15 @@ def test_where_the_terminal_knows_ascii_alone_other_signs_are_marks(monkeypatch)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", errors="strict"))
     assert command_line.run("program", lambda: print("L\u00e4chelt \u2588", flush=True), "") == 0
     assert written.getvalue() == b"L?chelt ?\n"
+
+
+def test_a_cache_that_cannot_be_there_is_told_once(tmp_path):
+    (tmp_path / "file").touch()
+    code = ("import jax; from cmma_jax.training import parallel; parallel.prepare(); "
+            "print([float(jax.jit(f)(2.0)) for f in (jax.numpy.sin, jax.numpy.cos)])")
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={
+        **os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "file")})
+    assert ended.returncode == 0 and ended.stderr.count("Warning") == 1 and "are not kept" in ended.stderr, ended.stderr
 
 
 def test_results_of_a_run_that_cannot_be_written_to_go_to_runs_dir(monkeypatch, tmp_path):
