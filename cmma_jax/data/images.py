@@ -1,5 +1,6 @@
 """Pictures from files: upright, RGB, and refused before they are decoded where they are too large."""
 
+import contextlib
 import functools
 import logging
 import math
@@ -24,6 +25,7 @@ else:
     pillow_heif.register_heif_opener()
     HEIF = ("HEIF",)
 
+NO_HEIC = "HEIC needs pip install '.[heic]'"
 LARGEST = 40_000_000  # pixels; a header that promises more is refused, or a JPEG is decoded at half its size
 
 
@@ -48,8 +50,9 @@ def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str,
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             picture, pixels = None, f"more than {LARGEST}"
         except Exception as error:  # a corrupt file makes Pillow's decoders raise almost anything
+            mend = "replace it or leave it out" if HEIF or not _is_heic(source) else NO_HEIC
             raise InputError(f"{name} cannot be decoded ({one_line(error)}); expected an image that Pillow reads: "
-                             "replace it or leave it out") from error
+                             + mend) from error
     if picture is None:
         raise InputError(f"{name} is too large: {pixels} pixels; expected at most {LARGEST}: scale it down")
     return picture
@@ -75,6 +78,14 @@ def _upright(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _is_heic(source: pathlib.Path | BinaryIO) -> bool:
+    with (contextlib.suppress(OSError),
+          source.open("rb") if isinstance(source, pathlib.Path) else contextlib.nullcontext(source) as file):
+        file.seek(0)
+        return file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
+    return False
 
 
 @functools.cache  # said once, of however many pictures

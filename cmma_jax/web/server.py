@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from cmma_jax.data.dataset import Faces
+from cmma_jax.data.images import HEIF, NO_HEIC
 from cmma_jax.errors import InputError
 from cmma_jax.evaluation import table
 from cmma_jax.sampling.attributes import FARTHEST, Attributes
@@ -29,7 +30,7 @@ PHOTOS_WAITING = 8  # photographs to be decoded, each of 40 megapixels at most
 RANGE = {"binary": (-3.0, 4.0), "real": (-FARTHEST, FARTHEST)}  # of an attribute that is wanted
 HIGHEST_INTENSITY, HIGHEST_TEMPERATURE, HIGHEST_GUIDANCE = 6.0, 2.0, 10.0
 HIGHEST_SEED = 2**31 - 1
-IMAGES = tuple(f"image/{name.lower()}" for name in studio.FORMATS)
+IMAGES = (*(f"image/{name.lower()}" for name in studio.FORMATS), *(["image/heic"] if HEIF else []))
 FILES = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css"),
          "/page.js": ("page.js", "text/javascript"), "/icon.svg": ("icon.svg", "image/svg+xml"),
          "/api": ("api.html", "text/html"), "/api.js": ("api.js", "text/javascript")}
@@ -278,7 +279,8 @@ def make_app(models: list[FaceModel], test: Faces | None, runs_dir: pathlib.Path
         a square that is given of the photograph turned by `turn` degrees to the left.
         """
         if request.headers.get("content-type", "").split(";")[0].strip().lower() not in IMAGES:
-            raise HTTPException(415, f"expected a photograph, its content-type one of {', '.join(IMAGES)}")
+            raise HTTPException(415, f"expected a photograph, its content-type one of {', '.join(IMAGES)}"
+                                + ("" if HEIF else f" ({NO_HEIC})"))
         photo_bytes, box = await request.body(), None if size is None else (left, top, size)
 
         def work() -> Cropped:

@@ -404,6 +404,16 @@ def test_fewer_bits_in_16_of_a_colour_are_refused_and_16_are_read(bits):
             read_image(file, "it", 16)
 
 
+def test_heic_names_its_extra_or_is_read(monkeypatch):
+    start = b"\0\0\0\x18ftypheic" + bytes(20)
+    for there, words in (((), r"HEIC needs pip install '.\[heic\]'"), (("HEIF",), "replace it")):
+        monkeypatch.setattr(images, "HEIF", there)
+        with pytest.raises(InputError, match=words):
+            read_image(io.BytesIO(start), "it", 16)
+    pytest.importorskip("pillow_heif", reason="needs pillow-heif: pip install '.[heic]'")
+    assert picture(Image.new("RGB", (64, 64), (9, 8, 7)), kind="heif").shape == (16, 16, 3)
+
+
 def test_32_bit_pixels_are_refused():
     with pytest.raises(InputError, match="picture cannot be decoded .*8 bits"):
         picture(Image.new("F", (20, 20)), kind="tiff")
