@@ -15,17 +15,11 @@ from cmma_jax.models.spec import Spec
 
 
 class Tools(NamedTuple):
-    """Those that there are.
+    """Those that there are."""
 
-    Attributes:
-      classifier: an attribute classifier.
-      embedded: [N, 128] embeddings of the real faces; faces generated for one half are compared with the other.
-      detector: whether a face detector is installed.
-    """
-
-    classifier: Classifier | None
-    embedded: np.ndarray | None
-    detector: bool
+    classifier: Classifier | None  # of attributes
+    embedded: np.ndarray | None  # [N, 128], of the real faces; those generated for one half are compared with the other
+    detector: bool  # whether a face detector is installed
 
 
 def find_tools(classifier: str | pathlib.Path, needed: bool, spec: Spec, faces: Faces, say: Callable[[str], Any]

@@ -13,21 +13,13 @@ from cmma_jax.models.networks import GROUP
 
 
 class Terms(NamedTuple):
-    """The terms of Eq. 6 and the paper's joint term, an example each, in nats.
+    """The terms of Eq. 6 and the paper's joint term, an example each, in nats."""
 
-    Attributes:
-      reconstruction: [B] log p(x|z) at one sample z ~ q(z|x, y) (Eqs. 8 and 11).
-      kl: [B] KL[q(z|x, y) || p(z|y)] (Eq. 7); where the prior is a flow, an unbiased estimate at that z.
-      kl_latents: [B, J] that of each latent from the Gaussian prior, in closed form; without a flow kl is their sum.
-      attributes: [B] log q(y|z) of the known attributes at that z; trains q(y|z) alone.
-      attributes_prior: [B] the same at one z of the Gaussian prior: the paper's stand-in for log p(y) (end of 2.1).
-    """
-
-    reconstruction: jax.Array
-    kl: jax.Array
-    kl_latents: jax.Array
-    attributes: jax.Array
-    attributes_prior: jax.Array
+    reconstruction: jax.Array  # [B] log p(x|z) at one sample z ~ q(z|x, y) (Eqs. 8 and 11)
+    kl: jax.Array  # [B] KL[q(z|x, y) || p(z|y)] (Eq. 7); where the prior is a flow, an unbiased estimate at that z
+    kl_latents: jax.Array  # [B, J], of each latent from the Gaussian prior, in closed form; kl without a flow
+    attributes: jax.Array  # [B] log q(y|z) of the known attributes at that z; trains q(y|z) alone
+    attributes_prior: jax.Array  # [B] that at one z of the Gaussian prior: the paper's stand-in for log p(y) (2.1)
 
     @property
     def bound(self) -> jax.Array:
@@ -133,20 +125,15 @@ BRIGHTER, SHIFTED, CUT = 0.25, 8, 4
 class GanTerms(NamedTuple):
     """What a CGAN's two players pay, an example each, in nats, and how the discriminator fares.
 
-    Attributes:
-      generator: [B] -log D(G(u, y), y), non-saturating (Goodfellow et al. 2014); no gradient for D.
-      discriminator: [B] -log D(x, y) - log(1 - D(G(u, y), y)), and where asked for -w log(1 - D(x, y')), y' the
-        attributes of another real face (Reed et al. 2016); no gradient for G.
-      penalty: [B] ((D(x + e v, y) - D(x, y)) / e)^2 at a random v ~ N(0, I), e small: the squared gradient of D at
-        real faces but for terms in e, in units of `pixel_deviation` (Mescheder, Geiger and Nowozin 2018, without their
-        second derivatives); no gradient for G.
-      accuracy: [B] the share of the two, real and made, that D tells rightly.
+    The discriminator pays, where asked for, -w log(1 - D(x, y')) too, y' the attributes of another real face (Reed et
+    al. 2016). The penalty is taken at a random v ~ N(0, I), e small: the squared gradient of D at real faces but for
+    terms in e, in units of `pixel_deviation` (Mescheder, Geiger and Nowozin 2018, without their second derivatives).
     """
 
-    generator: jax.Array
-    discriminator: jax.Array
-    penalty: jax.Array
-    accuracy: jax.Array
+    generator: jax.Array  # [B] -log D(G(u, y), y), non-saturating (Goodfellow et al. 2014); no gradient for D
+    discriminator: jax.Array  # [B] -log D(x, y) - log(1 - D(G(u, y), y)); no gradient for G
+    penalty: jax.Array  # [B] ((D(x + e v, y) - D(x, y)) / e)^2; no gradient for G
+    accuracy: jax.Array  # [B] the share of the two, real and made, that D tells rightly
 
 
 def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array,

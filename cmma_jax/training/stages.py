@@ -62,60 +62,35 @@ LATER = {DETAIL: ("detail_width", "detail_blocks", "detail_rate", "components"),
 
 
 class Stage(NamedTuple):
-    """One of a run's stages.
+    """One of a run's stages."""
 
-    Attributes:
-      name: for the progress bar and the records.
-      number: other noise.
-      folder: of its checkpoints, in the run's.
-      flag: the setting that says how many epochs it has.
-      epochs, before: its own, and those of the stages before it.
-      model: as it stands in this stage, without what later ones train.
-      loss: (params, keys, x, y, mask) -> ([B], terms).
-      optimizer, rate: the learning rate is a function of the step.
-      average: decay of the parameters' moving average.
-      fresh: () -> the state before the first step.
-      like: () -> its shapes and types.
-      validate: parameters -> figures of the validation faces.
-      score: those, and the epoch -> what the best is kept by, the higher the better.
-      headline: (name, format) of the term beside the bar.
-    """
-
-    name: str
-    number: int
-    folder: str
-    flag: str
+    name: str  # for the progress bar and the records
+    number: int  # another one has other noise
+    folder: str  # of its checkpoints, in the run's
+    flag: str  # the setting that says how many epochs it has
     epochs: int
-    before: int
-    model: Model
-    loss: Callable
+    before: int  # the epochs of the stages before it
+    model: Model  # as it stands in this stage, without what later ones train
+    loss: Callable  # (params, keys, x, y, mask) -> ([B], terms)
     optimizer: Any
-    rate: Callable
-    average: float
-    fresh: Callable[[], TrainState]
-    like: Callable[[], TrainState]
-    validate: Callable[[Params], dict[str, float]]
-    score: Callable[[dict[str, float], int], float]
-    headline: tuple[str, str]
+    rate: Callable  # step -> the learning rate
+    average: float  # decay of the parameters' moving average
+    fresh: Callable[[], TrainState]  # the state before the first step
+    like: Callable[[], TrainState]  # its shapes and types
+    validate: Callable[[Params], dict[str, float]]  # figures of the validation faces
+    score: Callable[[dict[str, float], int], float]  # those, and the epoch -> what the best, the highest, is kept by
+    headline: tuple[str, str]  # (name, format) of the term beside the bar
 
 
 class Watcher(NamedTuple):
-    """Who follows a run from outside.
+    """Who follows a run from outside."""
 
-    Attributes:
-      say, warn: a line -> None.
-      asked: () -> the number of a signal that came, 0 if none did.
-      picture: (model, params, validation faces, path) writes a picture of the progress.
-      validate: (model, params, validation faces) -> more figures of a CGAN.
-      log: (epoch, {name: value}) takes an epoch's records, those of metrics.jsonl, as numbers.
-    """
-
-    say: Callable[[str], Any]
-    warn: Callable[[str], Any]
-    asked: Callable[[], int]
-    picture: Callable[..., Any]
-    validate: Callable[..., dict[str, float]]
-    log: Callable[[int, dict[str, float]], Any] | None = None
+    say: Callable[[str], Any]  # takes a line
+    warn: Callable[[str], Any]  # takes a line
+    asked: Callable[[], int]  # the number of a signal that came, 0 if none did
+    picture: Callable[..., Any]  # (model, params, validation faces, path) writes a picture of the progress
+    validate: Callable[..., dict[str, float]]  # (model, params, validation faces) -> more figures of a CGAN
+    log: Callable[[int, dict[str, float]], Any] | None = None  # takes an epoch's records, those of metrics.jsonl
 
 
 def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
