@@ -9,8 +9,7 @@ import numpy as np
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.models.model import Model, Params, all_params
 from cmma_jax.training import parallel
-from cmma_jax.training.checkpoint import FIRST, OWN
-from cmma_jax.training.config import Config
+from cmma_jax.training.config import FIRST, OWN, Config
 from cmma_jax.training.stages import Stage, Watcher, first_stage, later_stage
 from cmma_jax.training.step import TrainState, begin, make_run, make_step
 

@@ -26,8 +26,8 @@ from PIL import Image  # noqa: E402
 from cmma_jax.data import load_dataset  # noqa: E402
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset  # noqa: E402
 from cmma_jax.models.model import Model, all_params, make_model  # noqa: E402
-from cmma_jax.training.checkpoint import FIRST, FLOW, RANKED_BY, open_checkpoints  # noqa: E402
-from cmma_jax.training.config import Config  # noqa: E402
+from cmma_jax.training.checkpoint import RANKED_BY, open_checkpoints  # noqa: E402
+from cmma_jax.training.config import FIRST, FLOW, Config  # noqa: E402
 from cmma_jax.training.step import TrainState  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

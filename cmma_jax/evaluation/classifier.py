@@ -246,13 +246,15 @@ def classifier_path(path: str | pathlib.Path) -> pathlib.Path:
     return path if path.suffix == pathlib.Path(FILE).suffix else path / FILE
 
 
-def save_classifier(classifier: Classifier, path: str | pathlib.Path) -> None:
-    """Writes the classifier's one file, whole or not at all; `path` may be it or its folder."""
+def save_classifier(classifier: Classifier, path: str | pathlib.Path) -> pathlib.Path:
+    """Writes the classifier's one file, whole or not at all, and returns it; `path` may be it or its folder."""
+    path = classifier_path(path)
     facts = {"dataset": classifier.dataset, "attributes": classifier.attributes,
              **{name: getattr(classifier, name).tolist() for name in ("thresholds", "auc", "attribute_mean")}}
     content = serialization.msgpack_serialize({"facts": json.dumps(facts),
                                                "params": jax.tree.map(np.asarray, classifier.params)})
-    write_whole(classifier_path(path), content)
+    write_whole(path, content)
+    return path
 
 
 def load_classifier(path: str | pathlib.Path, spec: Spec) -> Classifier:

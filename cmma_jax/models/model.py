@@ -10,29 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmma_jax.models import networks
 from cmma_jax.models.architecture import Architecture, latent_shape
-from cmma_jax.models.distributions import (
-    Gaussian,
-    LogisticMixture,
-    Mixed,
-    fold_each,
-    standard_uniform,
-)
-from cmma_jax.models.networks import (
-    GROUP,
-    LEVELS,
-    PIXELS,
-    SMALL,
-    DetailNetwork,
-    DiscriminatorNetwork,
-    MapAttributes,
-    MapDecoder,
-    MapEncoder,
-    PriorNetwork,
-    VectorAttributes,
-    VectorDecoder,
-    VectorEncoder,
-)
+from cmma_jax.models.distributions import Gaussian, LogisticMixture, Mixed, fold_each, standard_uniform
 from cmma_jax.models.spec import Spec
 from cmma_jax.models.transformer import VelocityNetwork
 
@@ -105,11 +85,11 @@ def cmma(architecture: Architecture, spec: Spec) -> Model:
     shape, example = _latents(architecture, spec)
     encode = functools.partial(encode_attributes, binary=spec.binary)
     a = jnp.zeros((1, 2 * count))
-    f = PriorNetwork(example[0].size, architecture.prior_hidden)
+    f = networks.PriorNetwork(example[0].size, architecture.prior_hidden)
     heads = 1 if binary.all() else 2
-    h2 = (VectorAttributes(count, heads, architecture.prior_hidden) if len(shape) == 1 else
-          MapAttributes(count, heads, architecture.width))
-    networks = {"f": (f, a), "h2": (h2, example), **_autoencoder(architecture, spec, sees_x=True)}
+    h2 = (networks.VectorAttributes(count, heads, architecture.prior_hidden) if len(shape) == 1 else
+          networks.MapAttributes(count, heads, architecture.width))
+    parts = {"f": (f, a), "h2": (h2, example), **_autoencoder(architecture, spec, sees_x=True)}
 
     def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
         return Gaussian(*f.apply({"params": params["f"]}, encode(y, mask)))
@@ -119,16 +99,16 @@ def cmma(architecture: Architecture, spec: Spec) -> Model:
         logvar = jnp.maximum(others[0], ATTRIBUTE_LOGVAR_FLOOR) if others else jnp.zeros_like(heads)
         return Mixed(binary, heads, logvar)
 
-    return Model(functools.partial(_init, networks), prior, _likelihood(architecture, spec, networks, None),
-                 _posterior(spec, networks, encode), attributes, None, *_flow(architecture, spec, encode),
+    return Model(functools.partial(_init, parts), prior, _likelihood(architecture, spec, parts, None),
+                 _posterior(spec, parts, encode), attributes, None, *_flow(architecture, spec, encode),
                  *_detail(architecture, spec), _discrete(architecture))
 
 
 def cvae(architecture: Architecture, spec: Spec) -> Model:
     """Returns the conditional VAE of Kingma et al. (2014): z ~ N(0, I), q(z|x, y), p(x|y, z) (Eq. 13)."""
     encode = functools.partial(encode_attributes, binary=spec.binary)
-    networks = _autoencoder(architecture, spec, sees_x=True, sees_z=True)
-    return _with_standard_prior(architecture, spec, networks, encode)
+    parts = _autoencoder(architecture, spec, sees_x=True, sees_z=True)
+    return _with_standard_prior(architecture, spec, parts, encode)
 
 
 def vae(architecture: Architecture, spec: Spec) -> Model:
@@ -136,14 +116,14 @@ def vae(architecture: Architecture, spec: Spec) -> Model:
     return _with_standard_prior(architecture, spec, _autoencoder(architecture, spec), None)
 
 
-def _with_standard_prior(architecture: Architecture, spec: Spec, networks: dict[str, tuple],
+def _with_standard_prior(architecture: Architecture, spec: Spec, parts: dict[str, tuple],
                          encode: Callable[..., jax.Array] | None) -> Model:
     """Returns h and g under z ~ N(0, I); encode: (y, mask) -> what both see of the attributes, or None."""
     def nothing(y: jax.Array, mask: jax.Array) -> jax.Array:
         return jnp.zeros((len(y), 2 * len(spec.attributes)))
 
-    return Model(functools.partial(_init, networks), _standard_prior(architecture, spec),
-                 _likelihood(architecture, spec, networks, encode), _posterior(spec, networks, encode), None, None,
+    return Model(functools.partial(_init, parts), _standard_prior(architecture, spec),
+                 _likelihood(architecture, spec, parts, encode), _posterior(spec, parts, encode), None, None,
                  *_flow(architecture, spec, nothing), *_detail(architecture, spec), _discrete(architecture))
 
 
@@ -153,13 +133,14 @@ def cgan(architecture: Architecture, spec: Spec) -> Model:
     Both see the attributes. The generator's face is the mean face plus the network's output, through a sigmoid, so
     that no pixel leaves [0, 1].
     """
-    generator = VectorDecoder(spec.image_shape, architecture.width, 3, architecture.prior_hidden // 4,
-                              head_init=nn.initializers.variance_scaling(0.1, "fan_in", "normal"), norm=True)
-    network = DiscriminatorNetwork(architecture.width, architecture.projection)
+    generator = networks.VectorDecoder(
+        spec.image_shape, architecture.width, 3, architecture.prior_hidden // 4,
+        head_init=nn.initializers.variance_scaling(0.1, "fan_in", "normal"), norm=True)
+    network = networks.DiscriminatorNetwork(architecture.width, architecture.projection)
     _, z = _latents(architecture, spec)
     a, x = jnp.zeros((1, 2 * len(spec.attributes))), jnp.zeros((1, *spec.image_shape))
     middle = jnp.clip(jnp.asarray(spec.mean_face)[None], 0.01, 0.99)
-    group = tuple(jnp.repeat(each, GROUP, 0) for each in (x, a))
+    group = tuple(jnp.repeat(each, networks.GROUP, 0) for each in (x, a))
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
         face = generator.apply({"params": params["g"]}, z, encode_attributes(y, mask, spec.binary))
@@ -170,8 +151,8 @@ def cgan(architecture: Architecture, spec: Spec) -> Model:
         x = jnp.where(seen, _scaled(x, spec), 0)  # an unseen value is at the mean face
         return network.apply({"params": params["discriminator"]}, x, encode_attributes(y, mask, spec.binary))
 
-    networks = {"g": (generator, z, a), "discriminator": (network, *group)}
-    return Model(functools.partial(_init, networks), _standard_prior(architecture, spec), likelihood,
+    parts = {"g": (generator, z, a), "discriminator": (network, *group)}
+    return Model(functools.partial(_init, parts), _standard_prior(architecture, spec), likelihood,
                  discriminator=discriminator)
 
 
@@ -194,11 +175,11 @@ def count_parameters(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _init(networks: dict[str, tuple], key: jax.Array) -> Params:
-    """networks: {name: (network, *example inputs)}."""
-    keys = jax.random.split(key, len(networks))
+def _init(parts: dict[str, tuple], key: jax.Array) -> Params:
+    """parts: {name: (network, *example inputs)}."""
+    keys = jax.random.split(key, len(parts))
     return {name: network.init(k, *inputs)["params"]
-            for k, (name, (network, *inputs)) in zip(keys, networks.items(), strict=True)}
+            for k, (name, (network, *inputs)) in zip(keys, parts.items(), strict=True)}
 
 
 def _latents(architecture: Architecture, spec: Spec) -> tuple[tuple[int, ...], jax.Array]:
@@ -222,37 +203,37 @@ def _autoencoder(architecture: Architecture, spec: Spec, sees_x: bool = False, s
     width = architecture.width
     mixture = architecture.likelihood == "logistic_mixture"
     heads = 10 * architecture.components if mixture else 6
-    head_init = SMALL if mixture else nn.initializers.zeros if len(shape) == 1 else PIXELS
+    head_init = networks.SMALL if mixture else nn.initializers.zeros if len(shape) == 1 else networks.PIXELS
 
-    def networks(more: int, sees_x: bool, sees_z: bool) -> dict[str, tuple]:
+    def parts(more: int, sees_x: bool, sees_z: bool) -> dict[str, tuple]:
         if len(shape) == 1:
-            h: nn.Module = VectorEncoder(shape[0], width)
-            g: nn.Module = VectorDecoder(spec.image_shape, width, heads, more, head_init)
+            h: nn.Module = networks.VectorEncoder(shape[0], width)
+            g: nn.Module = networks.VectorDecoder(spec.image_shape, width, heads, more, head_init)
         else:
-            h = MapEncoder(shape[0], shape[2], width, architecture.blocks)
-            g = MapDecoder(spec.image_shape, width, architecture.blocks, heads, more, head_init)
+            h = networks.MapEncoder(shape[0], shape[2], width, architecture.blocks)
+            g = networks.MapDecoder(spec.image_shape, width, architecture.blocks, heads, more, head_init)
         return {"h": (h, x, a if sees_x else None), "g": (g, z, a if sees_z else None)}
 
-    def count(networks: dict[str, tuple]) -> int:
-        return count_parameters(jax.eval_shape(functools.partial(_init, networks), jax.random.key(0)))
+    def count(parts: dict[str, tuple]) -> int:
+        return count_parameters(jax.eval_shape(functools.partial(_init, parts), jax.random.key(0)))
 
     if sees_x and not sees_z:
-        return networks(0, True, False)
-    wanted = count(networks(0, True, False))
+        return parts(0, True, False)
+    wanted = count(parts(0, True, False))
     if len(shape) == 1:
-        f, h2 = (PriorNetwork(shape[0], architecture.prior_hidden),
-                 VectorAttributes(len(spec.attributes), 1 if spec.binary.all() else 2, architecture.prior_hidden))
+        f = networks.PriorNetwork(shape[0], architecture.prior_hidden)
+        h2 = networks.VectorAttributes(len(spec.attributes), 1 if spec.binary.all() else 2, architecture.prior_hidden)
         wanted += count({"f": (f, a), "h2": (h2, z)})
-        few, more = (count(networks(units, sees_x, sees_z)) for units in (1, 2))
-        return networks(max(1, 1 + round((wanted - few) / (more - few))), sees_x, sees_z)
-    few, more = (count(networks(extra, sees_x, sees_z)) for extra in (0, 1))
+        few, more = (count(parts(units, sees_x, sees_z)) for units in (1, 2))
+        return parts(max(1, 1 + round((wanted - few) / (more - few))), sees_x, sees_z)
+    few, more = (count(parts(extra, sees_x, sees_z)) for extra in (0, 1))
     extra = round((wanted - few) / max(1, more - few))
     channels = width * spec.image_shape[0] // shape[0] // 2
-    return networks(max(1 - channels, extra), sees_x, sees_z)  # a channel at least is left inside a block
+    return parts(max(1 - channels, extra), sees_x, sees_z)  # a channel at least is left inside a block
 
 
-def _posterior(spec: Spec, networks: dict[str, tuple], encode: Callable[..., jax.Array] | None) -> Callable:
-    h = networks["h"][0]
+def _posterior(spec: Spec, parts: dict[str, tuple], encode: Callable[..., jax.Array] | None) -> Callable:
+    h = parts["h"][0]
 
     def posterior(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
         heads = h.apply({"params": params["h"]}, _scaled(x, spec), None if encode is None else encode(y, mask))
@@ -261,10 +242,10 @@ def _posterior(spec: Spec, networks: dict[str, tuple], encode: Callable[..., jax
     return posterior
 
 
-def _likelihood(architecture: Architecture, spec: Spec, networks: dict[str, tuple],
+def _likelihood(architecture: Architecture, spec: Spec, parts: dict[str, tuple],
                 encode: Callable[..., jax.Array] | None) -> Callable:
     """Returns p(x|z), which sees y where there is an encode: given z, a CMMA's face does not depend on it."""
-    g, example, _ = networks["g"]
+    g, example, _ = parts["g"]
     start = 0.0 if architecture.latent_size else START_LOGVAR
     pixels = (_mixture if architecture.likelihood == "logistic_mixture" else
               functools.partial(_pixel_gaussian, start=start))
@@ -303,7 +284,7 @@ def _detail(architecture: Architecture, spec: Spec) -> tuple[Any, Any]:
     """Returns the distribution of a group of pixels and its init, or None twice."""
     if not architecture.detail_width:
         return None, None
-    network = DetailNetwork(architecture.detail_width, architecture.detail_blocks, architecture.components)
+    network = networks.DetailNetwork(architecture.detail_width, architecture.detail_blocks, architecture.components)
 
     def detail(params: Params, residual: jax.Array, around: Gaussian, centre: Gaussian, group: jax.Array
                ) -> LogisticMixture:
@@ -316,7 +297,7 @@ def _detail(architecture: Architecture, spec: Spec) -> tuple[Any, Any]:
         found = _mixture_around(heads, centre.mean, deviation, 0.0)
         return found._replace(means=found.means + (deviation * moves)[..., None])
 
-    example = jnp.zeros((1, 4, 4, 12)), jnp.zeros((1, 4, 4, 24)), jnp.zeros((1, 4 * LEVELS))
+    example = jnp.zeros((1, 4, 4, 12)), jnp.zeros((1, 4, 4, 24)), jnp.zeros((1, 4 * networks.LEVELS))
     return detail, functools.partial(_init, {"detail": (network, *example)})
 
 

@@ -14,9 +14,9 @@ from cmma_jax.errors import InputError
 from cmma_jax.models.model import Model, Params, all_params, make_model
 from cmma_jax.models.spec import Spec
 from cmma_jax.training import parallel
-from cmma_jax.training.checkpoint import DETAIL, FIRST, FLOW, has_checkpoints, open_checkpoints, up_to
+from cmma_jax.training.checkpoint import has_checkpoints, open_checkpoints
 from cmma_jax.training.compact import read_compact, shipped, write_compact
-from cmma_jax.training.config import Config
+from cmma_jax.training.config import DETAIL, FIRST, FLOW, Config, up_to
 from cmma_jax.training.hub import fetch, on_hub
 from cmma_jax.training.records import read_metrics
 

@@ -26,29 +26,10 @@ from cmma_jax.models.objectives import make_adversarial_loss, make_detail_loss, 
 from cmma_jax.models.spec import Spec
 from cmma_jax.training import parallel
 from cmma_jax.training.bounds import flow_matching, variational_bound
-from cmma_jax.training.checkpoint import (
-    DETAIL,
-    FIRST,
-    FLOW,
-    OWN,
-    RANKED_BY,
-    Checkpoints,
-    has_checkpoints,
-    open_checkpoints,
-    set_damaged_aside,
-    up_to,
-)
-from cmma_jax.training.config import MAY_CHANGE, Config, refuse_old_version
+from cmma_jax.training.checkpoint import RANKED_BY, Checkpoints, has_checkpoints, open_checkpoints, set_damaged_aside
+from cmma_jax.training.config import DETAIL, FIRST, FLOW, MAY_CHANGE, OWN, Config, refuse_old_version, up_to
 from cmma_jax.training.records import open_records, read_metrics
-from cmma_jax.training.step import (
-    TrainState,
-    begin,
-    fit,
-    make_later_optimizer,
-    make_optimizer,
-    make_run,
-    make_step,
-)
+from cmma_jax.training.step import TrainState, begin, fit, make_later_optimizer, make_optimizer, make_run, make_step
 
 FLOW_AVERAGE = 0.9995
 WHOLLY, PARTLY = 0.1, 0.3  # of the faces whose attributes the flow does not see, in training

@@ -18,8 +18,8 @@ from PIL import Image
 from cmma_jax.cli import train
 from cmma_jax.errors import InputError
 from cmma_jax.training import stages
-from cmma_jax.training.checkpoint import FIRST, FLOW, open_checkpoints
-from cmma_jax.training.config import PRESETS, Config
+from cmma_jax.training.checkpoint import open_checkpoints
+from cmma_jax.training.config import FIRST, FLOW, PRESETS, Config
 from cmma_jax.training.records import read_metrics
 from cmma_jax.training.runs import load_run
 

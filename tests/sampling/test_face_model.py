@@ -20,7 +20,7 @@ from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS, draw
 from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
 from cmma_jax.sampling.faces import LARGEST_BATCH, edit, generate
-from cmma_jax.training.checkpoint import FLOW
+from cmma_jax.training.config import FLOW
 
 
 @pytest.fixture(scope="module")
