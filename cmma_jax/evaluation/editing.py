@@ -28,18 +28,14 @@ Embed = Callable[[np.ndarray], np.ndarray]
 def measure_edits(model: FaceModel, classifier: Classifier, faces: Faces, columns: np.ndarray, intensity: float,
                   literal: bool = False, embed: Embed | None = None, start: np.ndarray | None = None,
                   same_person: float = math.nan) -> Figures:
-    """Returns figures of edits with details kept, some attributes in turn: {name: (value, error)}.
+    """Returns figures of edits with details kept, some attributes in turn: {name of COLUMNS: (value, error)}.
 
     Keys:
-      flips: effectiveness, the share of the edits that the classifier sees, of faces of which it was right before: the
-        mean over attributes, and over set and reset, with its standard error over faces; set, reset: for each of the
-        two.
+      flips: share of the edits that the classifier sees, of faces of which it was right before: the mean over
+        attributes, and over set and reset, with its standard error over faces.
       others: mean absolute change of the classifier's probability of the visible attributes that were not to change.
-      moved: root mean squared change of a pixel; back: reversibility, the same after the edit and its reverse.
-      empty, empty_kept: composition, of an edit that changes nothing, without and with details kept; the latter the
-        largest change.
-      identity: mean cosine between the embeddings of a face before and after; kept: share of the edits whose cosine is
-        above `same_person`.
+      moved, back, empty: root mean squared change of a pixel; empty_kept: the largest.
+      identity: mean cosine between the embeddings of a face before and after; kept: share above `same_person`.
 
     Args:
       columns: numbers of the attributes to be edited, which the classifier sees.

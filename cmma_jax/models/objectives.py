@@ -142,10 +142,7 @@ def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: j
     """Returns a CGAN's losses; both players move at once, each by its own loss.
 
     Args:
-      model: a CGAN.
-      params: its parameters.
-      key: one key, or [B] keys, one an example.
-      x: [B, H, W, 3] real faces in [0, 1].
+      model, params, key, x: as for `elbo`; x are real faces.
       y, mask: [B, A] their attributes, which are also the attributes asked of the generator: draws from the data.
       dropout: fraction of the pixel values that the discriminator does not see, other ones of each group of faces.
       pixel_deviation: the data's, by which the discriminator's network divides.

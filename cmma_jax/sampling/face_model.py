@@ -86,15 +86,11 @@ class FaceModel:
           attributes: what they are to have.
           n: how many.
           seed: of the noise; face i depends on the seed and i alone.
-          temperature: factor on the noise's deviation; 0: the face at its mean, n times.
           groups: whether setting an attribute resets what contradicts it.
-          guidance: the scale w of classifier-free guidance, of a flow: velocity(y) + (w - 1) (velocity(y) -
-            velocity(nothing)). 1: none; above 1 faces show their attributes more, and differ less; None: 1.5 where
-            all attributes are named, towards 5 as fewer are, or 1 where there is no flow. Where nothing is asked for
-            it has no effect.
-          steps: of the flow's solver, two velocities each; fewer are faster and less exact.
-          detail: the temperature at which pixels are drawn as well, by a model with a detail; 1: from p(x|y) itself,
-            grain and all; None: the decoder's mean, a smooth face.
+          temperature, steps, detail: as of `faces.generate`.
+          guidance: the scale w of a flow's classifier-free guidance; above 1 faces show their attributes more, and
+            differ less; 1: none; None: 1.5 where all attributes are named, towards 5 as fewer are. Where nothing is
+            asked for it has no effect.
         """
         return self.generate_encoded(*self._rows(attributes or {}, max(n, 0), groups), seed, temperature, guidance,
                                      steps, detail)
@@ -127,10 +123,8 @@ class FaceModel:
           attributes: what they are to have.
           y: what they have, as far as that is known; the rest is inferred from each face, by q(y|z). Without q(y|z),
             as in a CVAE, it stays unknown.
-          intensity: 0 is no change, 1 what was asked for, under a flow plainly visible; a negative one leads the other
-            way.
-          literal, keep_detail, steps: as of `faces.edit`; literal is for Gaussian priors alone.
-          groups: whether setting an attribute resets what contradicts it.
+          intensity, literal, keep_detail, steps: as of `faces.edit`.
+          groups: as of `generate`.
         """
         x = self._faces(x)
         self._settings().settle(attributes, *self.encode({}), groups)  # errors before the work
@@ -201,11 +195,10 @@ class FaceModel:
 
         Args:
           attribute: its name.
-          levels: [T] intensities: 0 is the face as it is, 1 an edit that sets the attribute (of a real-valued one:
-            raises it by a deviation), and a negative one leads the other way.
+          levels: [T] intensities of an edit that sets it, or raises a real-valued one by a deviation.
           attributes: what the face else has; it is the one at the prior's mean, or a sample of a flow.
           face: a face instead; what it has is inferred.
-          groups: whether the attribute resets what contradicts it.
+          groups: as of `generate`.
         """
         levels = np.asarray(levels, np.float32)
         if face is None and self.run.model.velocity is not None:

@@ -164,10 +164,9 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, se
     The batches' rows come from (seed, step), wherever the faces are, so the parameters are the same to the last bit.
 
     Args:
-      run: from `make_run`.
+      run: from `make_run`, with the same placement, seed and batch_size.
       state: host values; they are put on the devices here.
       faces: host values, or memory maps.
-      batch_size: faces a step, over all devices.
       steps_per_call: steps between looks from outside: many where steps are fast. Looks are taken at epochs' ends.
       on_device: whether all faces are put on every device. If not, threads read the batches ahead of the steps, each
         process its own rows of them.
