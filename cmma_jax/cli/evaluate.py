@@ -235,33 +235,30 @@ def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples
             tools: Tools, notes: dict[str, str]) -> table.Figures:
     """Returns a run's figures: {name: (value, error)}; adds to notes what is to be said of a flow's."""
     found: table.Figures = {"parameters": (count_parameters(run.params), None)}
-    guidance = guidance_of(run, arguments)
+    scale, steps = arguments.guidance or GUIDANCE, arguments.steps
+    guidance = scale if run.model.guided and scale != 1 else None
     if run.model.velocity:
         few = bound_faces(faces, arguments)
-        error = flows.solver_error(run.model, run.params, faces, arguments.steps, arguments.seed)
+        pixels, nats = flows.solver_error(run.model, run.params, faces, steps, arguments.seed)
         how = f"at guidance {guidance:g}" if guidance else "unguided"
-        notes[run.system] = (f"{run.system}: p(z|y) is a flow of {error}; its bound on {few.size:,} of the "
-                             f"{faces.size:,} faces, the trace estimated without bias"
+        notes[run.system] = (f"{run.system}: p(z|y) is a flow of {steps} solver steps, which differ from "
+                             f"{flows.TIMES_STEPS * steps} by {pixels:.2g} of a pixel's range and {nats:.2g} nats of "
+                             f"log p(z|y), the means over {min(flows.FACES, faces.size)} faces; its bound on "
+                             f"{few.size:,} of the {faces.size:,} faces, the trace estimated without bias"
                              + (f"; random faces {how}." if arguments.parzen else "."))
         print(notes[run.system], flush=True)
-        found |= {"solver_pixels": (error.pixels, None), "solver_nats": (error.nats, None),
-                  "steps": (error.steps, None), "bound_faces": (few.size, None)}
+        found |= {"solver_pixels": (pixels, None), "solver_nats": (nats, None), "steps": (steps, None),
+                  "bound_faces": (few.size, None)}
     if run.model.posterior:
         found |= measure_bound(run, faces, arguments)
     if not arguments.parzen:
         return found
     few = spread(faces, arguments.limit)
-    made = generated_faces(run.model, run.params, faces, arguments.seed, guidance=guidance, steps=arguments.steps)
+    made = generated_faces(run.model, run.params, faces, arguments.seed, guidance=guidance, steps=steps)
     found |= {"diversity": (diversity(made, faces.x / np.float32(255)), None)}
-    sampler = model_sampler(run.model, run.params, run.config.model != "vae", arguments.steps)
+    sampler = model_sampler(run.model, run.params, run.config.model != "vae", steps)
     found |= measure_parzen(sampler, data, few, arguments, samples, run)
     return found | look(made, faces, tools)
-
-
-def guidance_of(run: Run, arguments: Arguments) -> float | None:
-    """Returns the scale that a run's random faces are guided by; None: its prior is no flow, or ignores attributes."""
-    guidance = arguments.guidance or GUIDANCE
-    return guidance if FaceModel(run).guided and guidance != 1 else None
 
 
 def bound_faces(faces: Faces, arguments: Arguments) -> Faces:

@@ -69,6 +69,11 @@ class Model(NamedTuple):
     init_detail: Callable[..., Params] | Any = None
     discrete: bool = False
 
+    @property
+    def guided(self) -> bool:
+        """Whether there is a flow that sees attributes: a CVAE's and a VAE's z do not depend on y."""
+        return self.velocity is not None and self.attributes is not None
+
 
 def encode_attributes(y: jax.Array, mask: jax.Array, binary: np.ndarray) -> jax.Array:
     """Returns what networks see of attributes, [B, A] -> [B, 2A]: values, binary ones as -1 and 1, then the mask.

@@ -38,11 +38,6 @@ class Spec:
     def image_shape(self) -> tuple[int, int, int]:
         return self.mean_face.shape
 
-    @property
-    def dimensions(self) -> int:
-        """D, the number of pixel values of a face."""
-        return int(np.prod(self.mean_face.shape))
-
     def to_json(self) -> dict:
         """Returns plain lists and numbers; `from_json` is its exact inverse."""
         fields = dataclasses.asdict(self)

@@ -75,7 +75,7 @@ class FaceModel:
     @property
     def guided(self) -> bool:
         """Whether there is a flow that sees attributes, and so takes guidance."""
-        return self.run.model.velocity is not None and self.run.model.attributes is not None
+        return self.run.model.guided
 
     def generate(self, attributes: Settings | None = None, n: int = 1, seed: int = 0, temperature: float = 1.0,
                  groups: bool = True, guidance: float | None = None, steps: int = STEPS, detail: float | None = None

@@ -67,7 +67,7 @@ def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Arr
     """
     intensity = jnp.broadcast_to(jnp.asarray(intensity, x.dtype), (len(x),))[:, None]
     start = _latent(model, params, x, y, mask)
-    if _flow_sees_attributes(model):
+    if model.guided:
         end = transport(model, params, start, Wanted(y, mask), Wanted(new_y, new_mask), EDIT_SCALE * intensity, steps)
     else:
         begun = _latent(model, params, x, new_y, new_mask) if literal else start
@@ -80,11 +80,6 @@ def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Arr
     unchanged = ((intensity[:, 0] == 0) | same.all(-1))[:, None, None, None]
     kept = jnp.where(unchanged, x, jnp.clip(x + (after - before), 0, 1))
     return jnp.where(keep_detail, kept, jnp.clip(after, 0, 1))
-
-
-def _flow_sees_attributes(model: Model) -> bool:
-    """A CVAE's and a VAE's z do not depend on y, and so they have no q(y|z)."""
-    return model.velocity is not None and model.attributes is not None
 
 
 def _latent(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:

@@ -23,12 +23,6 @@ TERMS = ("bound", "reconstruction", "kl", "attributes", "attributes_prior")  # a
 ACTIVE_NATS = 0.01  # a latent is active where its posterior says more than this beyond its prior, on average
 
 
-def exact_pixels(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns uint8 faces [B, H, W, 3] as they are, in [0, 1]; the scale of every bound in nats."""
-    del key
-    return pixels(x)
-
-
 def dequantised_pixels(key: jax.Array, x: jax.Array) -> jax.Array:
     """Returns (x + u) / 256, u ~ U[0, 1): a density of these bounds the probability of the 8-bit face.
 
@@ -39,7 +33,7 @@ def dequantised_pixels(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100,
-                      as_pixels: Callable[[jax.Array, jax.Array], jax.Array] = exact_pixels,
+                      as_pixels: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
                       steps: int = STEPS, save: pathlib.Path | None = None, progress: str = "") -> dict[str, float]:
     """Returns the mean bound over faces, one sample of z each, with its parts, in nats a face.
 
@@ -49,7 +43,7 @@ def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0,
 
     Args:
       model, params, faces, seed, batch_size: what is measured, by which noise, how many faces at once.
-      as_pixels: ([B] keys, uint8 faces) -> pixels.
+      as_pixels: ([B] keys, uint8 faces) -> pixels; None: as they are, in [0, 1], the scale of every bound in nats.
       steps: of a flow's solver.
       save: a file of JSON lines to which each finished batch goes; a second call with it goes on from there. The caller
         names in it whatever the result depends on, batch_size too.
@@ -73,7 +67,7 @@ def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0,
     result = {name: float(values.mean()) for name, values in every.items()}
     if model.discrete:
         dimensions = int(np.prod(faces.x.shape[1:]))
-        result |= {"bits_per_dim": bits_per_byte(result["bound"], dimensions),
+        result |= {"bits_per_dim": bits(result["bound"], dimensions, 255),
                    "bits_per_dim_stderr": _stderr(every["bound"]) / (dimensions * math.log(2))}
     return result | {"bound_stderr": _stderr(every["bound"]),
                      "active_latents": int((kl_latents / faces.size > ACTIVE_NATS).sum())}
@@ -95,7 +89,7 @@ def dequantised_bits(model: Model, params: Params, faces: Faces, seed: int = 0, 
     """
     smooth = variational_bound(model, params, faces, seed, as_pixels=dequantised_pixels, **how)
     dimensions = int(np.prod(faces.x.shape[1:]))
-    return bits_per_dimension(smooth["bound"], dimensions), smooth["bound_stderr"] / (dimensions * math.log(2))
+    return bits(smooth["bound"], dimensions, 256), smooth["bound_stderr"] / (dimensions * math.log(2))
 
 
 def flow_matching(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100) -> float:
@@ -150,16 +144,14 @@ def _batch_weighted(model, params, batch, rows, seed, samples):
 def _batch_terms(model, as_pixels, steps, params, batch, rows, seed):
     keys = row_keys(seed, rows)
     pixel_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    terms = elbo(model, params, noise_keys, as_pixels(pixel_keys, batch.x), batch.y, batch.mask,
-                 steps=steps)
+    x = as_pixels(pixel_keys, batch.x) if as_pixels else pixels(batch.x)
+    terms = elbo(model, params, noise_keys, x, batch.y, batch.mask, steps=steps)
     return summary(terms), terms.kl_latents
 
 
-def bits_per_dimension(bound: float, dimensions: int) -> float:
-    """Returns bits a pixel value for a bound, in nats, on the density of dequantised faces in [0, 1]."""
-    return 8 - bound / (dimensions * math.log(2))
+def bits(bound: float, dimensions: int, levels: int) -> float:
+    """Returns bits a pixel value, -log2 P / D, for a bound, in nats, on log P + D ln levels, P the bytes' probability.
 
-
-def bits_per_byte(bound: float, dimensions: int) -> float:
-    """Returns bits a pixel value for a bound, in nats, on log P + D ln 255, P the probability of the bytes."""
-    return (math.log(255) - bound / dimensions) / math.log(2)
+    levels: 255 of what is discretised; 256 of the density of dequantised faces, one bin of 1/256 a byte.
+    """
+    return (math.log(levels) - bound / dimensions) / math.log(2)

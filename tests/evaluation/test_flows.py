@@ -30,17 +30,15 @@ def growth(steps):
 
 
 def test_the_solvers_error_is_that_of_heuns_method_on_a_linear_flow(small):
-    found = flows.solver_error(linear(small.model), small.params, small.data.validation, 2)
-    assert (found.steps, found.many, found.faces) == (2, 8, 4)
+    pixel_error, nats = flows.solver_error(linear(small.model), small.params, small.data.validation, 2)
     z, noise = draws(small, spread(small.data.validation, 4))
     deviation = np.tile([0.8, 1.3], 16)
     forward, backward = (np.array([growth(steps)[i] for steps in (2, 8)]) for i in range(2))
     moved = 0.01 * np.abs(forward[0] - forward[1]) * np.abs(deviation * noise)
-    assert found.pixels == pytest.approx(moved.mean(), rel=1e-4)  # none is beyond [0, 1]
+    assert pixel_error == pytest.approx(moved.mean(), rel=1e-4)  # none is beyond [0, 1]
     u = (z - np.tile([0.3, -0.2], 16)) / deviation
     squares = np.square(u).sum(1) * (backward[0] ** 2 - backward[1] ** 2) / 2
-    assert found.nats == pytest.approx(np.abs(squares).mean(), rel=1e-3)  # the trace of both is the same
-    assert "2 solver steps" in str(found) and "8" in str(found)
+    assert nats == pytest.approx(np.abs(squares).mean(), rel=1e-3)  # the trace of both is the same
 
 
 def draws(small, few):
