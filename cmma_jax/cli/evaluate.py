@@ -210,9 +210,8 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
     if inferred:
         infer = functools.partial(predict, tools.classifier)
         inferred["the classifier"] = editing.measure_inferred(infer, tools.classifier.visible, data)
-    rows |= editing.at_equal(rows, "identity" if identity else "moved") | pairs
-    write(rows, f"edits of {few.size} faces of {data.spec.dataset}, {arguments.split}; {len(columns)} attributes, one "
-          "after another, details kept", "editing", data, arguments)
+    write(rows | pairs, f"edits of {few.size} faces of {data.spec.dataset}, {arguments.split}; {len(columns)} "
+          "attributes, one after another, details kept", "editing", data, arguments)
     if inferred:
         write(inferred, f"attributes inferred from {data.test.size:,} test faces of {data.spec.dataset}, mean of those "
               "that the classifier sees", "inference", data, arguments)

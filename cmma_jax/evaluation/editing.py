@@ -131,21 +131,5 @@ def inferred(model: FaceModel, x: np.ndarray, steps: int = 0) -> np.ndarray:
     return np.stack([mean for mean, _ in model.infer_attributes(x, steps=steps).values()], -1)
 
 
-def at_equal(rows: dict[str, Figures], figure: str) -> dict[str, Figures]:
-    """Returns the flips of the first system, between its intensities, where a figure is that of each other row.
-
-    rows: {"cmma, intensity 1": ...}; a system's name is before the first comma.
-    """
-    first = next(iter(rows)).split(",")[0]
-    mine = sorted((row[figure][0], row["flips"][0]) for name, row in rows.items()
-                  if name.startswith(f"{first}, intensity") and figure in row)
-    found = {}
-    for name, row in rows.items():
-        if mine and figure in row and not name.startswith(first) and mine[0][0] <= row[figure][0] <= mine[-1][0]:
-            flips = float(np.interp(row[figure][0], *np.transpose(mine)))
-            found[f"{first} where its {figure} is that of {name}"] = {figure: row[figure], "flips": (flips, None)}
-    return found
-
-
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(-1) / np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))

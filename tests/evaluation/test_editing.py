@@ -132,17 +132,6 @@ def test_calibration_error():
     assert calibration_error(np.array([1.0]), np.array([True])) == 0
 
 
-def test_flips_where_the_identity_is_equal():
-    rows = {"cmma, intensity 1": {"identity": (0.9, None), "flips": (0.2, 0)},
-            "cmma, intensity 2": {"identity": (0.8, None), "flips": (0.6, 0)},
-            "cmma, literal, intensity 1": {"identity": (0.85, None), "flips": (0.0, 0)},
-            "cvae, intensity 1": {"identity": (0.85, None), "flips": (0.3, 0)},
-            "cvae, intensity 4": {"identity": (0.5, None), "flips": (0.9, 0)}}
-    found = editing.at_equal(rows, "identity")
-    assert list(found) == ["cmma where its identity is that of cvae, intensity 1"]
-    assert found["cmma where its identity is that of cvae, intensity 1"]["flips"] == (pytest.approx(0.4), None)
-
-
 def test_inferred_attributes_are_scored_on_test_faces_with_thresholds_of_validation_faces(named_runs):
     model = cmma_jax.load(named_runs / "cmma")
     data = load_dataset("folder", model.run.config.data_dir, image_size=16)
