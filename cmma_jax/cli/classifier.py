@@ -31,8 +31,8 @@ def train(settings: Settings) -> None:
     names = ", ".join(f"{classifier.attributes[a]} {auc[a]:.2f}" for a in np.argsort(-auc) if visible[a])
     print(f"validation AUC    {mean_known(auc):.4f}, the mean over {len(auc)} attributes\n"
           f"visible           {visible.sum()} of them, their AUC {mean_known(auc[visible]):.4f}: {names}\n"
-          f"real test faces   accuracy {real['accuracy']:.4f} +- {real['accuracy_stderr']:.4f}, cosine "
-          f"{real['cosine']:.4f} +- {real['cosine_stderr']:.4f} ({data.test.size:,} faces, visible attributes)\n"
+          f"real test faces   accuracy {real['accuracy']:.4f} +- {real['accuracy_stderr']:.4f} "
+          f"({data.test.size:,} faces, visible attributes)\n"
           f"classifier        {path}")
 
 

@@ -61,7 +61,7 @@ def look(x: np.ndarray, faces: Faces, tools: Tools, real: bool = False) -> Figur
     found: Figures = {}
     if tools.classifier:
         scored = scores(tools.classifier, x, faces.y, faces.mask)
-        found |= {name: (scored[name], scored[f"{name}_stderr"]) for name in ("accuracy", "cosine")}
+        found["accuracy"] = scored["accuracy"], scored["accuracy_stderr"]
         found |= {f"accuracy {name}": (value, None) for name, value in scored["per_attribute"].items()}
     if tools.embedded is not None:
         # Halves for all: a Frechet distance falls with the number of faces, and the floor is that of two halves.

@@ -44,8 +44,7 @@ def scene(n=40):
 def classifier(monkeypatch):
     """It reads pixel row k as the probability of attribute k; the third attribute it does not see."""
     monkeypatch.setattr(editing, "predict", lambda classifier, x: x[:, :3, 0, 0])
-    return Classifier(Painter.attributes, {}, np.full(3, 0.5), np.ones(3), np.array([True, True, False]),
-                      np.full(3, 0.5), "made")
+    return Classifier(Painter.attributes, {}, np.full(3, 0.5), np.ones(3), np.array([True, True, False]), "made")
 
 
 @pytest.mark.parametrize("strength, flips", [(0.6, 1.0), (0.2, 0.0)])

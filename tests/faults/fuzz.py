@@ -114,7 +114,7 @@ def a_classifier() -> bytes:
     spec, three = a_dataset().spec, np.full(3, 0.9)
     params = classifier._init(classifier.ClassifierNetwork(3, 2, 4), spec, 0)
     with tempfile.TemporaryDirectory() as scratch:
-        made = classifier.Classifier(spec.attributes, params, three, three, three > 0, three, spec.dataset)
+        made = classifier.Classifier(spec.attributes, params, three, three, three > 0, spec.dataset)
         classifier.save_classifier(made, scratch)
         return classifier.classifier_path(scratch).read_bytes()
 
