@@ -38,7 +38,7 @@ HELP = """Compare finished runs on faces that they were not trained on.
   python evaluate.py --editing                       edits and inferred attributes, of the newest CMMA and CVAE
   python evaluate.py --run=runs/cmma-lfw --split=validation --picture=faces.png
 
-The table is printed and written as results-<dataset>-<split>.json, .csv and .md into --runs_dir. Likelihoods are nats a
+The table is printed and written as results-<dataset>-<split>.json and .md into --runs_dir. Likelihoods are nats a
 face, pixels in [0, 1], constants kept (of discretised pixels log P + D ln 255), and unguided; bits/dim is that of the
 bytes themselves where pixels are discretised, and of dequantised ones under a heading of its own where they are not.
 +- is the standard error of the mean over faces, or, where a system was trained with several seeds, the standard

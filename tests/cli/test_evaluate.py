@@ -1,7 +1,5 @@
 """evaluate.py as a person runs it: every model in one table, interrupted and gone on, and given bad input."""
 
-import csv
-import io
 import json
 import pathlib
 import re
@@ -70,8 +68,6 @@ def test_the_table_has_every_system_with_its_figures(whole_table, runs):
     assert "bound" not in whole_table["cgan (gauthier)"] and "parzen" in whole_table["cgan (gauthier)"]
     assert whole_table["vae"]["seeds"] == [2, None] and "seeds" not in whole_table["cmma"]
     assert whole_table["cmma"]["parzen_samples"] == [20, None] and whole_table["cmma"]["parzen_faces"] == [6, None]
-    rows = list(csv.DictReader(io.StringIO((runs / "results-folder-test.csv").read_text())))
-    assert {row["system"] for row in rows} == set(whole_table)
 
 
 def test_the_heading_says_what_was_measured_of_a_flow(whole_table, runs):
