@@ -204,9 +204,8 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
             name = f"{system}, {'literal, ' if literal else ''}intensity {intensity:g}"
             rows[name] = editing.measure_edits(model, tools.classifier, few, columns, intensity, literal, *identity)
         if run.model.attributes:
-            for steps, more in ((0, ""), (3, ", 3 steps")):
-                infer = functools.partial(editing.inferred, model, steps=steps)
-                inferred[f"{system}, q(y|z){more}"] = editing.measure_inferred(infer, tools.classifier.visible, data)
+            infer = functools.partial(editing.inferred, model)
+            inferred[f"{system}, q(y|z)"] = editing.measure_inferred(infer, tools.classifier.visible, data)
     if inferred:
         infer = functools.partial(predict, tools.classifier)
         inferred["the classifier"] = editing.measure_inferred(infer, tools.classifier.visible, data)

@@ -126,9 +126,9 @@ def measure_inferred(infer: Callable[[np.ndarray], np.ndarray], visible: np.ndar
             "ece": (calibration_error(p[known], y[known] > 0), None)}
 
 
-def inferred(model: FaceModel, x: np.ndarray, steps: int = 0) -> np.ndarray:
-    """Returns the probabilities [N, A] that a model's q(y|z) gives to faces x; steps: of the chain."""
-    return np.stack([mean for mean, _ in model.infer_attributes(x, steps=steps).values()], -1)
+def inferred(model: FaceModel, x: np.ndarray) -> np.ndarray:
+    """Returns the probabilities [N, A] that a model's q(y|z) gives to faces x."""
+    return np.stack([mean for mean, _ in model.infer_attributes(x).values()], -1)
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -109,10 +109,6 @@ class Bernoulli(NamedTuple):
         """The probabilities of 1."""
         return jax.nn.sigmoid(self.logits)
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draws 0 or 1 (float32); key as for `Gaussian.sample`."""
-        return (standard_uniform(key, self.logits.shape) < self.mean).astype(self.logits.dtype)
-
     def log_prob(self, y: jax.Array) -> jax.Array:
         """Returns y log p + (1 - y) log(1 - p), in nats, for each element, y in {0, 1}."""
         return y * self.logits - jax.nn.softplus(self.logits)
@@ -140,11 +136,6 @@ class Mixed(NamedTuple):
     def variance(self) -> jax.Array:
         """Of the real-valued ones; 0 of the binary ones, whose uncertainty is in their mean."""
         return self._choose(jnp.zeros_like(self.heads), jnp.exp(self.logvar))
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draws [B, A]; key as for `Gaussian.sample`."""
-        one, other = self._both()
-        return self._choose(one.sample(fold_each(key, 0)), other.sample(fold_each(key, 1)))
 
     def log_prob(self, y: jax.Array) -> jax.Array:
         """Returns the log-probability or log-density of each, in nats."""

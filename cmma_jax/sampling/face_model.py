@@ -152,7 +152,7 @@ class FaceModel:
         return faces.in_batches(change, x, y, mask, new_y, new_mask, intensity)
 
     def infer_attributes(self, x: np.ndarray, y: Settings | None = None, seed: int = 0,
-                         samples: int = INFERENCE_SAMPLES, steps: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+                         samples: int = INFERENCE_SAMPLES) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Returns {name: (mean [N], deviation [N])}: a binary attribute's probability, a real-valued one's score.
 
         The deviation is that of the probability between samples of z, or of q(y|x) in the score's units.
@@ -160,10 +160,10 @@ class FaceModel:
         Args:
           x: the faces.
           y: what is known of all of them.
-          seed, samples, steps: as of `faces.infer_attributes`.
+          seed, samples: of the draws of z.
         """
         x = self._faces(x)
-        mean, deviation = self._infer(x, *self._rows(y or {}, len(x), True), seed, samples, steps)
+        mean, deviation = self._infer(x, *self._rows(y or {}, len(x), True), seed, samples)
         spec = self.run.spec
         scale = np.where(spec.binary, 1, spec.attribute_std)[None]
         mean, deviation = mean * scale + np.where(spec.binary, 0, spec.attribute_mean)[None], deviation * scale
@@ -232,7 +232,7 @@ class FaceModel:
         """Returns y, mask: [N, A] of faces x with what is unknown inferred by q(y|z), where there is one."""
         if self.run.model.attributes is None or mask.all():
             return y, mask
-        mean, _ = self._infer(x, y, mask, 0, INFERENCE_SAMPLES, 0)
+        mean, _ = self._infer(x, y, mask, 0, INFERENCE_SAMPLES)
         inferred = np.where(self.run.spec.binary[None], mean > 0.5, mean).astype(np.float32)
         return np.where(mask, y, inferred), np.ones_like(mask)
 
@@ -282,14 +282,13 @@ class FaceModel:
         y, mask = self.encode(attributes, groups)
         return np.repeat(y[None], n, 0), np.repeat(mask[None], n, 0)
 
-    def _infer(self, x, y, mask, seed, samples, steps) -> tuple[np.ndarray, np.ndarray]:
+    def _infer(self, x, y, mask, seed, samples) -> tuple[np.ndarray, np.ndarray]:
         self._require("attributes", "has no q(y|z), by which attributes are inferred; use a CMMA")
-        for name, value, least in (("samples", samples, 1), ("steps", steps, 0)):
-            _require(value, name, least)
+        _require(samples, "samples", 1)
 
         def infer(rows, *arrays):
             return faces.infer_attributes(self.run.model, self.run.params, row_keys(seed, rows), *arrays,
-                                          samples=samples, steps=steps)
+                                          samples=samples)
 
         return faces.in_batches(infer, np.arange(len(x)), x, y, mask)
 
