@@ -11,7 +11,7 @@ from cmma_jax.models.model import Model, Params, all_params
 from cmma_jax.training import parallel
 from cmma_jax.training.config import FIRST, OWN, Config
 from cmma_jax.training.stages import Stage, Watcher, first_stage, later_stage
-from cmma_jax.training.step import TrainState, begin, make_run, make_step
+from cmma_jax.training.step import TrainState, begin, make_step
 
 ATTRIBUTES = 73  # LFW's
 NOBODY = Watcher(print, print, lambda: 0, print, dict)
@@ -49,4 +49,4 @@ def training(folder: str, config: Config, data: Dataset, devices: int = 1
                      stage.average, stage.number)
     state = begin(trained, stage.optimizer, stage.average, () if folder == FIRST else params)
     # On the host: on the device the average would share the memory of what it is one of.
-    return make_run(step, placement), jax.tree.map(np.array, state), placement, stage
+    return step, jax.tree.map(np.array, state), placement, stage

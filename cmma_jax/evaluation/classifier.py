@@ -31,7 +31,7 @@ from cmma_jax.models.spec import Spec
 from cmma_jax.sampling.faces import in_batches
 from cmma_jax.training import parallel
 from cmma_jax.training.config import Config
-from cmma_jax.training.step import begin, fit, make_optimizer, make_run, make_step
+from cmma_jax.training.step import begin, fit, make_optimizer, make_step
 
 FILE = "classifier.msgpack"
 COMMAND = "python -m cmma_jax classifier"
@@ -155,8 +155,8 @@ def train_classifier(data: Dataset, settings: Settings) -> Classifier:
     x, y, mask = data.validation.x / np.float32(255), data.validation.y, data.validation.mask
     best, best_auc, validated = params, -math.inf, ""
     with tqdm(total=steps * settings.batch_size * settings.epochs, unit=" faces", dynamic_ncols=True) as bar:
-        for now, means in fit(make_run(step, placement), begin(params, optimizer), data.train, placement,
-                              settings.seed, settings.batch_size, settings.epochs, STEPS_PER_CALL):
+        for now, means in fit(step, begin(params, optimizer), data.train, placement, settings.seed,
+                              settings.batch_size, settings.epochs, STEPS_PER_CALL):
             bar.set_postfix_str(f"loss {means['loss'].mean():.4f}{validated}", refresh=False)
             bar.update(len(means["loss"]) * settings.batch_size)
             if int(now.step) % steps:

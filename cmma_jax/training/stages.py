@@ -29,7 +29,7 @@ from cmma_jax.training.bounds import flow_matching, variational_bound
 from cmma_jax.training.checkpoint import RANKED_BY, Checkpoints, has_checkpoints, open_checkpoints, set_damaged_aside
 from cmma_jax.training.config import DETAIL, FIRST, FLOW, MAY_CHANGE, OWN, Config, refuse_old_version, up_to
 from cmma_jax.training.records import open_records, read_metrics
-from cmma_jax.training.step import TrainState, begin, fit, make_later_optimizer, make_optimizer, make_run, make_step
+from cmma_jax.training.step import TrainState, begin, fit, make_later_optimizer, make_optimizer, make_step
 
 FLOW_AVERAGE = 0.9995
 WHOLLY, PARTLY = 0.1, 0.3  # of the faces whose attributes the flow does not see, in training
@@ -263,11 +263,10 @@ def train_stage(stage: Stage, config: Config, data: Dataset, run: pathlib.Path, 
         watcher.say(f"{stage.name}: {stage.epochs} epochs, {count_parameters(state.params):,} parameters")
         step = make_step(stage.loss, stage.optimizer, config.seed, config.batch_size, config.mirror, placement,
                          stage.average, stage.number)
-        train_epochs(stage, config, data, on_device, run, make_run(step, placement), state, begun, placement,
-                     checkpoints, watcher, bar)
+        train_epochs(stage, config, data, on_device, run, step, state, begun, placement, checkpoints, watcher, bar)
 
 
-def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, run: pathlib.Path, run_step: Callable,
+def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, run: pathlib.Path, step: Callable,
                  state: TrainState, begun: dict[str, list[float]], placement: parallel.Placement,
                  checkpoints: Checkpoints, watcher: Watcher, bar: tqdm) -> None:
     """Trains epoch by epoch; after each: validation figures, records, a checkpoint, now and then a picture.
@@ -286,7 +285,7 @@ def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, r
     with open_records(run, stage.before + epoch) if main else contextlib.nullcontext(lambda _: None) as record:
         parts = [{name: np.asarray(values, np.float32) for name, values in begun.items()}] if begun else []
         steps, began = steps_per_epoch - int(state.step) % steps_per_epoch, time.perf_counter()
-        for now, means in fit(run_step, state, data.train, placement, config.seed, config.batch_size, stage.epochs,
+        for now, means in fit(step, state, data.train, placement, config.seed, config.batch_size, stage.epochs,
                               CPU_STEPS if jax.default_backend() == "cpu" else STEPS, on_device):
             parts.append(means)
             bar.update(len(means["loss"]) * config.batch_size)
