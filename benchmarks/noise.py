@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
-from cmma_jax.models.model import Model, Params, all_params
+from cmma_jax.models.model import Model, Params
 from cmma_jax.training import parallel
 from cmma_jax.training.config import FIRST, OWN, Config
 from cmma_jax.training.stages import Stage, Watcher, first_stage, later_stage
@@ -32,7 +32,7 @@ def as_dataset(train: Faces) -> Dataset:
 
 def untrained(model: Model) -> Params:
     """Returns a model's fresh parameters, a flow's among them, on the device."""
-    return jax.jit(lambda key: all_params(model, key))(jax.random.key(0))
+    return jax.jit(model.init)(jax.random.key(0))
 
 
 def training(folder: str, config: Config, data: Dataset, devices: int = 1

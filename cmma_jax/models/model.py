@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -35,7 +35,8 @@ class Model(NamedTuple):
     x: [B, H, W, 3] in [0, 1]; y, mask: [B, A] (`Faces`); z: [B, J], a map's cells one after another; t: [B] in [0, 1].
 
     Attributes:
-      init: key -> params of all but the flow.
+      init: (key, names=()) -> params of all networks, or of those named; with the flow's, `flow`, go those of its
+        standardisation, `scale`.
       prior: (params, y, mask) -> p(z|y), or p(z), Gaussian over [B, J]; a CGAN's noise. With a flow it is the prior
         under which the other networks were trained.
       likelihood: (params, z, y, mask) -> p(x|z), or a CVAE's p(x|y, z), whose mean is [B, H, W, 3]; of a CGAN only
@@ -47,12 +48,10 @@ class Model(NamedTuple):
         (dropout of its input).
       velocity: (params, u, t, y, mask, keys=None) -> [B, J], du/dt of the flow (`flow`), u: [B, J] standardised
         latents; keys: [B], one an example, by which units are dropped while it is trained. None: p(z|y) is Gaussian.
-      init_flow: key -> the flow's params: the velocity's, `flow`, and the standardisation, `scale`.
       detail: (params, residual, around, centre, group) -> the distribution of a group's pixels, [B, h, w, ...], given
         those of earlier groups (`detail`). residual: [B, h, w, 4, 3], from g's means, 0 where pixels are not known;
         around, centre: g's Gaussians of all four pixels of a block and of the group's own; group: [B, 4 LEVELS]
         one-hot. With it p(x|z) is `detail.log_prob`; None: it is `likelihood`.
-      init_detail: key -> its params, `detail`.
       discrete: whether p(x|z) gives bytes their probability; if not it is a density.
     """
 
@@ -64,9 +63,7 @@ class Model(NamedTuple):
     attributes: Callable[..., Mixed] | Any = None
     discriminator: Callable[..., jax.Array] | Any = None
     velocity: Callable[..., jax.Array] | Any = None
-    init_flow: Callable[..., Params] | Any = None
     detail: Callable[..., LogisticMixture] | Any = None
-    init_detail: Callable[..., Params] | Any = None
     discrete: bool = False
 
     @property
@@ -94,7 +91,8 @@ def cmma(architecture: Architecture, spec: Spec) -> Model:
     heads = 1 if binary.all() else 2
     h2 = (networks.VectorAttributes(count, heads, architecture.prior_hidden) if len(shape) == 1 else
           networks.MapAttributes(count, heads, architecture.width))
-    parts = {"f": (f, a), "h2": (h2, example), **_autoencoder(architecture, spec, sees_x=True)}
+    parts = {"f": (f, a), "h2": (h2, example), **_autoencoder(architecture, spec, sees_x=True),
+             **_later(architecture, spec)}
 
     def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
         return Gaussian(*f.apply({"params": params["f"]}, encode(y, mask)))
@@ -105,8 +103,8 @@ def cmma(architecture: Architecture, spec: Spec) -> Model:
         return Mixed(binary, heads, logvar)
 
     return Model(functools.partial(_init, parts), prior, _likelihood(architecture, spec, parts, None),
-                 _posterior(spec, parts, encode), attributes, None, *_flow(architecture, spec, encode),
-                 *_detail(architecture, spec), _discrete(architecture))
+                 _posterior(spec, parts, encode), attributes, None, _velocity(parts, encode), _detail(spec, parts),
+                 _discrete(architecture))
 
 
 def cvae(architecture: Architecture, spec: Spec) -> Model:
@@ -124,12 +122,14 @@ def vae(architecture: Architecture, spec: Spec) -> Model:
 def _with_standard_prior(architecture: Architecture, spec: Spec, parts: dict[str, tuple],
                          encode: Callable[..., jax.Array] | None) -> Model:
     """Returns h and g under z ~ N(0, I); encode: (y, mask) -> what both see of the attributes, or None."""
+    parts = parts | _later(architecture, spec)
+
     def nothing(y: jax.Array, mask: jax.Array) -> jax.Array:
         return jnp.zeros((len(y), 2 * len(spec.attributes)))
 
     return Model(functools.partial(_init, parts), _standard_prior(architecture, spec),
                  _likelihood(architecture, spec, parts, encode), _posterior(spec, parts, encode), None, None,
-                 *_flow(architecture, spec, nothing), *_detail(architecture, spec), _discrete(architecture))
+                 _velocity(parts, nothing), _detail(spec, parts), _discrete(architecture))
 
 
 def cgan(architecture: Architecture, spec: Spec) -> Model:
@@ -169,22 +169,20 @@ def make_model(architecture: Architecture, spec: Spec) -> Model:
     return MODELS[architecture.model](architecture, spec)
 
 
-def all_params(model: Model, key: jax.Array) -> Params:
-    """Returns a model's fresh parameters, a flow's and a detail's among them."""
-    return (model.init(key) | (model.init_flow(key) if model.init_flow else {})
-            | (model.init_detail(key) if model.init_detail else {}))
-
-
 def count_parameters(params: Params) -> int:
     """Returns the number of values in a tree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _init(parts: dict[str, tuple], key: jax.Array) -> Params:
-    """parts: {name: (network, *example inputs)}."""
-    keys = jax.random.split(key, len(parts))
-    return {name: network.init(k, *inputs)["params"]
-            for k, (name, (network, *inputs)) in zip(keys, parts.items(), strict=True)}
+def _init(parts: dict[str, tuple], key: jax.Array, names: Collection[str] = ()) -> Params:
+    """parts: {name: (network, *example inputs)}; names: of those that are wanted, if not all."""
+    names = names or parts
+    params = {name: parts[name][0].init(k, *parts[name][1:])["params"]
+              for k, name in zip(jax.random.split(key, len(names)), names, strict=True)}
+    if "flow" in params:
+        channels = parts["flow"][1].shape[-1]
+        params["scale"] = {"mean": jnp.zeros(channels), "deviation": jnp.ones(channels)}
+    return params
 
 
 def _latents(architecture: Architecture, spec: Spec) -> tuple[tuple[int, ...], jax.Array]:
@@ -262,34 +260,42 @@ def _likelihood(architecture: Architecture, spec: Spec, parts: dict[str, tuple],
     return likelihood
 
 
-def _flow(architecture: Architecture, spec: Spec, encode: Callable[..., jax.Array]) -> tuple[Any, Any]:
-    """Returns the velocity and its init, or None twice; encode: (y, mask) -> what it sees of the attributes."""
-    if architecture.prior == "gaussian":
-        return None, None
-    network = VelocityNetwork(architecture.flow_width, architecture.flow_blocks, architecture.precision)
-    shape, z = _latents(architecture, spec)
-    a = jnp.zeros((1, 2 * len(spec.attributes)))
+def _later(architecture: Architecture, spec: Spec) -> dict[str, tuple]:
+    """Returns the networks of later stages, those that the architecture has, with their example inputs."""
+    parts: dict[str, tuple] = {}
+    if architecture.prior == "flow":
+        network = VelocityNetwork(architecture.flow_width, architecture.flow_blocks, architecture.precision)
+        z, a = _latents(architecture, spec)[1], jnp.zeros((1, 2 * len(spec.attributes)))
+        parts["flow"] = network, z, jnp.zeros(1), a
+    if architecture.detail_width:
+        parts["detail"] = (
+            networks.DetailNetwork(architecture.detail_width, architecture.detail_blocks, architecture.components),
+            jnp.zeros((1, 4, 4, 12)), jnp.zeros((1, 4, 4, 24)), jnp.zeros((1, 4 * networks.LEVELS)))
+    return parts
+
+
+def _velocity(parts: dict[str, tuple], encode: Callable[..., jax.Array]) -> Callable | None:
+    """Returns the velocity, if there is a flow; encode: (y, mask) -> what it sees of the attributes."""
+    if "flow" not in parts:
+        return None
+    network, example = parts["flow"][:2]
 
     def velocity(params: Params, u: jax.Array, t: jax.Array, y: jax.Array, mask: jax.Array,
                  keys: jax.Array | None = None) -> jax.Array:
         keep = None if keys is None else [
-            (standard_uniform(fold_each(keys, block), (len(u), 4 * architecture.flow_width)) >= DROPOUT) / (1 - DROPOUT)
-            for block in range(architecture.flow_blocks)]
-        u = u.reshape(len(u), *shape)
+            (standard_uniform(fold_each(keys, block), (len(u), 4 * network.width)) >= DROPOUT) / (1 - DROPOUT)
+            for block in range(network.blocks)]
+        u = u.reshape(len(u), *example.shape[1:])
         return network.apply({"params": params["flow"]}, u, t, encode(y, mask), keep).reshape(len(u), -1)
 
-    def init(key: jax.Array) -> Params:
-        scale = {"mean": jnp.zeros(shape[-1]), "deviation": jnp.ones(shape[-1])}
-        return _init({"flow": (network, z, jnp.zeros(1), a)}, key) | {"scale": scale}
-
-    return velocity, init
+    return velocity
 
 
-def _detail(architecture: Architecture, spec: Spec) -> tuple[Any, Any]:
-    """Returns the distribution of a group of pixels and its init, or None twice."""
-    if not architecture.detail_width:
-        return None, None
-    network = networks.DetailNetwork(architecture.detail_width, architecture.detail_blocks, architecture.components)
+def _detail(spec: Spec, parts: dict[str, tuple]) -> Callable | None:
+    """Returns the distribution of a group of pixels, if there is a detail."""
+    if "detail" not in parts:
+        return None
+    network = parts["detail"][0]
 
     def detail(params: Params, residual: jax.Array, around: Gaussian, centre: Gaussian, group: jax.Array
                ) -> LogisticMixture:
@@ -302,8 +308,7 @@ def _detail(architecture: Architecture, spec: Spec) -> tuple[Any, Any]:
         found = _mixture_around(heads, centre.mean, deviation, 0.0)
         return found._replace(means=found.means + (deviation * moves)[..., None])
 
-    example = jnp.zeros((1, 4, 4, 12)), jnp.zeros((1, 4, 4, 24)), jnp.zeros((1, 4 * networks.LEVELS))
-    return detail, functools.partial(_init, {"detail": (network, *example)})
+    return detail
 
 
 def _discrete(architecture: Architecture) -> bool:

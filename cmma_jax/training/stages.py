@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cmma_jax.data.dataset import Dataset, mirrored, pixels, spread
 from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError, Interrupted
-from cmma_jax.models.model import Model, Params, all_params, count_parameters, make_model
+from cmma_jax.models.model import Model, Params, count_parameters, make_model
 from cmma_jax.models.objectives import make_adversarial_loss, make_detail_loss, make_flow_loss, make_loss
 from cmma_jax.models.spec import Spec
 from cmma_jax.training import parallel
@@ -122,18 +122,16 @@ def later_stage(config: Config, data: Dataset, run: pathlib.Path, folder: str) -
 
     def fresh() -> TrainState:
         params = best_params(config, data.spec, run, folder)
-        if detail:
-            params |= model.init_detail(jax.random.fold_in(jax.random.key(config.seed), 4))
-        else:
-            params |= model.init_flow(jax.random.fold_in(jax.random.key(config.seed), 3))
-            params |= {"scale": latent_scale(model, params, data, config)}
+        params |= model.init(jax.random.fold_in(jax.random.key(config.seed), 4 if detail else 3), (own,))
+        if not detail:
+            params["scale"] = latent_scale(model, params, data, config)
         # Arrays of their own, on the host: on the device the average would share the memory of what it is one of.
         return jax.tree.map(np.array, at(params))
 
     shared: dict[str, Any] = {
         "name": own, "folder": folder, "epochs": epochs, "before": config.all_epochs - epochs, "model": model,
         "optimizer": optimizer, "rate": rate, "average": average, "fresh": fresh,
-        "like": lambda: jax.eval_shape(lambda key: at(all_params(model, key)), jax.random.key(0))}
+        "like": lambda: jax.eval_shape(lambda key: at(model.init(key)), jax.random.key(0))}
     if detail:
         faces = spread(data.validation, BOUND_FACES)
         return Stage(
@@ -151,7 +149,7 @@ def later_stage(config: Config, data: Dataset, run: pathlib.Path, folder: str) -
 def best_params(config: Config, spec: Spec, run: pathlib.Path, folder: str) -> Params:
     """Returns the parameters of the best checkpoint of the stage before a folder's."""
     before = DETAIL if folder == FLOW and config.detail_width else FIRST
-    like = jax.eval_shape(lambda key: all_params(make_model(up_to(config, before), spec), key), jax.random.key(0))
+    like = jax.eval_shape(make_model(up_to(config, before), spec).init, jax.random.key(0))
     with open_checkpoints(run / before) as checkpoints:
         return checkpoints.restore_params(like, checkpoints.best_step())
 
