@@ -285,8 +285,7 @@ def measure_bound(run: Run, faces: Faces, arguments: Arguments) -> table.Figures
         how, smooth = {}, None
     exact = variational_bound(model, params, faces, seed, **how)
     found: table.Figures = {"bound": (exact["bound"], exact["bound_stderr"]),
-                            "reconstruction": (exact["reconstruction"], None), "kl": (exact["kl"], None),
-                            "active_latents": (exact["active_latents"], None)}
+                            "reconstruction": (exact["reconstruction"], None), "kl": (exact["kl"], None)}
     if model.discrete:
         found["bits_per_dim"] = (exact["bits_per_dim"], exact["bits_per_dim_stderr"])
     else:

@@ -15,7 +15,7 @@ COLUMNS = {  # figure: (heading, decimals)
     "parzen_sigma": ("sigma", 3), "kl": ("KL", 0), "reconstruction": ("reconstruction", 0),
     "bits_per_dim": ("bits/dim", 3), "bits_per_dim_dequantised": ("bits/dim, dequantised", 3),
     "bits_per_dim_payload": ("bits/dim, payload", 3), "bits_per_dim_sheet": ("bits/dim, one sheet", 3),  # of formats
-    "active_latents": ("active units", 0), "diversity": ("diversity", 2),
+    "diversity": ("diversity", 2),
     "accuracy": ("accuracy", 3),  # of attributes: those asked for, by the classifier
     "fd_dlib": ("FD-dlib", 3), "identities": ("identity diversity", 2), "detected": ("detected", 3),
     "parameters": ("parameters", 0), "seeds": ("seeds", 0),

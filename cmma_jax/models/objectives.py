@@ -17,7 +17,6 @@ class Terms(NamedTuple):
 
     reconstruction: jax.Array  # [B] log p(x|z) at one sample z ~ q(z|x, y) (Eqs. 8 and 11)
     kl: jax.Array  # [B] KL[q(z|x, y) || p(z|y)] (Eq. 7); where the prior is a flow, an unbiased estimate at that z
-    kl_latents: jax.Array  # [B, J], of each latent from the Gaussian prior, in closed form; kl without a flow
     attributes: jax.Array  # [B] log q(y|z) of the known attributes at that z; trains q(y|z) alone
     attributes_prior: jax.Array  # [B] that at one z of the Gaussian prior: the paper's stand-in for log p(y) (2.1)
 
@@ -56,11 +55,9 @@ def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Arra
             return jnp.zeros(len(x))
         return jnp.where(scored, model.attributes(params, z).log_prob(y), 0).sum(-1)
 
-    kl_latents = kl(q, p)
-    whole = sum_event(kl_latents)
-    if model.velocity is not None:
-        whole = -sum_event(q.entropy) - log_prior(model, params, z, y, mask, trace_key, steps)
-    return Terms(reconstruction, whole, kl_latents, attribute_term(jax.lax.stop_gradient(z), known),
+    divergence = (sum_event(kl(q, p)) if model.velocity is None else
+                  -sum_event(q.entropy) - log_prior(model, params, z, y, mask, trace_key, steps))
+    return Terms(reconstruction, divergence, attribute_term(jax.lax.stop_gradient(z), known),
                  attribute_term(p.sample(prior_key), mask))
 
 
@@ -70,12 +67,6 @@ def log_likelihood(model: Model, params: Params, x: jax.Array, z: jax.Array, y: 
     if model.detail is not None:
         return detail.log_prob(model, params, x, z, y, mask)
     return sum_event(model.likelihood(params, z, y, mask).log_prob(x))
-
-
-def summary(terms: Terms) -> dict[str, jax.Array]:
-    """Returns the figures that are recorded, [B] each, in nats."""
-    return {"bound": terms.bound, "reconstruction": terms.reconstruction, "kl": terms.kl,
-            "attributes": terms.attributes, "attributes_prior": terms.attributes_prior}
 
 
 def hide_attributes(key: jax.Array, mask: jax.Array, wholly: float, partly: float) -> jax.Array:
@@ -212,7 +203,7 @@ def make_loss(model: Model, attribute_dropout: float, attribute_weight: float, k
         terms = elbo(model, params, bound_key, x, y, seen, known=mask)
         gain = (terms.reconstruction - kl_weight * terms.kl
                 + attribute_weight * (terms.attributes + terms.attributes_prior))
-        return -gain / x[0].size, summary(terms)
+        return -gain / x[0].size, {"bound": terms.bound, **terms._asdict()}
 
     return loss
 

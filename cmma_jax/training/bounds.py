@@ -5,6 +5,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,9 @@ from cmma_jax.errors import InputError
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS
 from cmma_jax.models.model import Model, Params
-from cmma_jax.models.objectives import elbo, importance_weighted_bound, make_flow_loss, summary
+from cmma_jax.models.objectives import Terms, elbo, importance_weighted_bound, make_flow_loss
 
-TERMS = ("bound", "reconstruction", "kl", "attributes", "attributes_prior")  # as of `summary`
-ACTIVE_NATS = 0.01  # a latent is active where its posterior says more than this beyond its prior, on average
+TERMS = ("bound", *Terms._fields)
 
 
 def dequantised_pixels(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -38,7 +38,7 @@ def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0,
     """Returns the mean bound over faces, one sample of z each, with its parts, in nats a face.
 
     Keys: bound, bound_stderr (the standard error of the mean over faces), reconstruction, kl, attributes,
-    attributes_prior, active_latents, and where p(x|z) is discrete bits_per_dim with bits_per_dim_stderr. A face's noise
+    attributes_prior, and where p(x|z) is discrete bits_per_dim with bits_per_dim_stderr. A face's noise
     comes from the seed and its row alone, so the figure does not depend on batch_size beyond rounding.
 
     Args:
@@ -50,18 +50,16 @@ def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0,
       progress: name on the progress bar; empty: no bar.
     """
     kept = read_lines(save)
-    terms, kl_latents = [], np.zeros(())
+    terms = []
     with tqdm(total=faces.size, unit=" faces", desc=progress, disable=not progress, dynamic_ncols=True) as bar:
         for rows, inside, batch in _batches(faces, batch_size):
             count, number = int(inside.sum()), int(rows[0]) // batch_size
             found = _kept_batch(kept.get(number), count)
             if found is None:
-                part, kl = _batch_terms(model, as_pixels, steps, params, batch, rows, seed)
-                found = (np.stack([np.asarray(part[name], np.float64)[inside] for name in TERMS]),
-                         np.asarray(kl, np.float64)[inside].sum(0))
-                add_lines(save, {number: [each.tolist() for each in found]})
-            terms.append(found[0])
-            kl_latents = kl_latents + found[1]
+                part = _batch_terms(model, as_pixels, steps, params, batch, rows, seed)
+                found = np.asarray(part, np.float64)[:, inside]
+                add_lines(save, {number: found.tolist()})
+            terms.append(found)
             bar.update(count)
     every = dict(zip(TERMS, np.concatenate(terms, 1), strict=True))
     result = {name: float(values.mean()) for name, values in every.items()}
@@ -69,16 +67,15 @@ def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0,
         dimensions = int(np.prod(faces.x.shape[1:]))
         result |= {"bits_per_dim": bits(result["bound"], dimensions, 255),
                    "bits_per_dim_stderr": _stderr(every["bound"]) / (dimensions * math.log(2))}
-    return result | {"bound_stderr": _stderr(every["bound"]),
-                     "active_latents": int((kl_latents / faces.size > ACTIVE_NATS).sum())}
+    return result | {"bound_stderr": _stderr(every["bound"])}
 
 
-def _kept_batch(value: object, count: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns a batch's terms [T, count] and each latent's KL [J] as a stopped call left them; None: it did not."""
+def _kept_batch(value: Any, count: int) -> np.ndarray | None:
+    """Returns a batch's terms [T, count] as a stopped call left them; None: it did not."""
     with contextlib.suppress(ValueError, TypeError, OverflowError):
-        terms, kl_latents = (np.asarray(each, np.float64) for each in value)  # type: ignore[attr-defined]
-        if terms.shape == (len(TERMS), count) and kl_latents.ndim == 1:
-            return terms, kl_latents
+        terms = np.asarray(value, np.float64)
+        if terms.shape == (len(TERMS), count):
+            return terms
     return None
 
 
@@ -146,7 +143,7 @@ def _batch_terms(model, as_pixels, steps, params, batch, rows, seed):
     pixel_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     x = as_pixels(pixel_keys, batch.x) if as_pixels else pixels(batch.x)
     terms = elbo(model, params, noise_keys, x, batch.y, batch.mask, steps=steps)
-    return summary(terms), terms.kl_latents
+    return jnp.stack([terms.bound, *terms])
 
 
 def bits(bound: float, dimensions: int, levels: int) -> float:
