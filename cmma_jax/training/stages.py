@@ -85,25 +85,21 @@ def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
         params = jax.tree.map(lambda leaf: leaf * config.weight_variance**0.5, params)  # biases are 0
         return begin(params, optimizer, config.average)
 
-    shared: dict[str, Any] = {
-        "number": 1, "folder": FIRST, "flag": "epochs", "epochs": config.epochs, "before": 0, "model": model,
-        "optimizer": optimizer, "rate": rate, "average": config.average, "fresh": fresh,
-        "like": lambda: jax.eval_shape(fresh)}
-    if model.discriminator:
-        return Stage(
-            name="cgan",
-            loss=make_adversarial_loss(model, config.discriminator_dropout, data.spec.pixel_std,
-                                       config.gradient_penalty, config.wrong_attributes, config.augment),
-            validate=lambda params: watcher.validate(model, params, data.validation),
-            # Its latest counts: a likelihood by Parzen windows prefers one whose faces are all alike.
-            score=lambda found, epoch: float(epoch),
-            headline=("accuracy", "discriminator right {:.0%}"), **shared)
-    return Stage(
-        name="autoencoder",
+    stage = Stage(
+        name="autoencoder", number=1, folder=FIRST, flag="epochs", epochs=config.epochs, before=0, model=model,
         loss=make_loss(model, config.attribute_dropout, config.attribute_weight, config.kl_weight),
+        optimizer=optimizer, rate=rate, average=config.average, fresh=fresh, like=lambda: jax.eval_shape(fresh),
         validate=lambda params: variational_bound(model, params, data.validation),
-        score=lambda found, epoch: found["bound"],
-        headline=("bound", "bound {:,.0f}"), **shared)
+        score=lambda found, epoch: found["bound"], headline=("bound", "bound {:,.0f}"))
+    if not model.discriminator:
+        return stage
+    return stage._replace(
+        name="cgan",
+        loss=make_adversarial_loss(model, config.discriminator_dropout, data.spec.pixel_std, config.gradient_penalty,
+                                   config.wrong_attributes, config.augment),
+        validate=lambda params: watcher.validate(model, params, data.validation),
+        # Its latest counts: a likelihood by Parzen windows prefers one whose faces are all alike.
+        score=lambda found, epoch: float(epoch), headline=("accuracy", "discriminator right {:.0%}"))
 
 
 def later_stage(config: Config, data: Dataset, run: pathlib.Path, folder: str) -> Stage:
@@ -128,22 +124,19 @@ def later_stage(config: Config, data: Dataset, run: pathlib.Path, folder: str) -
         # Arrays of their own, on the host: on the device the average would share the memory of what it is one of.
         return jax.tree.map(np.array, at(params))
 
-    shared: dict[str, Any] = {
-        "name": own, "folder": folder, "epochs": epochs, "before": config.all_epochs - epochs, "model": model,
-        "optimizer": optimizer, "rate": rate, "average": average, "fresh": fresh,
-        "like": lambda: jax.eval_shape(lambda key: at(model.init(key)), jax.random.key(0))}
-    if detail:
-        faces = spread(data.validation, BOUND_FACES)
-        return Stage(
-            number=3, flag="detail_epochs", loss=make_detail_loss(model),
-            validate=lambda params: variational_bound(model, params, faces),
-            score=lambda found, epoch: found["bound"],
-            headline=("reconstruction", "log p(x|z) {:,.0f}"), **shared)
-    return Stage(
-        number=2, flag="flow_epochs", loss=make_flow_loss(model, WHOLLY, PARTLY, dropout=True),
+    stage = Stage(
+        name=own, number=2, folder=folder, flag="flow_epochs", epochs=epochs, before=config.all_epochs - epochs,
+        model=model, loss=make_flow_loss(model, WHOLLY, PARTLY, dropout=True), optimizer=optimizer, rate=rate,
+        average=average, fresh=fresh, like=lambda: jax.eval_shape(lambda key: at(model.init(key)), jax.random.key(0)),
         validate=lambda params: {"matching": flow_matching(model, params, data.validation)},
-        score=lambda found, epoch: -found["matching"],
-        headline=("matching", "matching error {:.4f}"), **shared)
+        score=lambda found, epoch: -found["matching"], headline=("matching", "matching error {:.4f}"))
+    if not detail:
+        return stage
+    faces = spread(data.validation, BOUND_FACES)
+    return stage._replace(
+        number=3, flag="detail_epochs", loss=make_detail_loss(model),
+        validate=lambda params: variational_bound(model, params, faces),
+        score=lambda found, epoch: found["bound"], headline=("reconstruction", "log p(x|z) {:,.0f}"))
 
 
 def best_params(config: Config, spec: Spec, run: pathlib.Path, folder: str) -> Params:
