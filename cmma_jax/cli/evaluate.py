@@ -266,7 +266,7 @@ def bound_faces(faces: Faces, arguments: Arguments) -> Faces:
 
 
 def measure_bound(run: Run, faces: Faces, arguments: Arguments) -> table.Figures:
-    """Returns a run's bound and its parts; a flow's is kept beside it, batch by batch, for a second call to go on."""
+    """Returns a run's bound and its parts; a flow's is kept beside it, face by face, for a second call to go on."""
     model, params, seed = run.model, run.params, arguments.seed
     how: dict[str, Any]
     if model.velocity:
@@ -274,12 +274,12 @@ def measure_bound(run: Run, faces: Faces, arguments: Arguments) -> table.Figures
         size = min(FLOW_BATCH.get(jax.default_backend(), 100), faces.size)
         save = record(run, arguments, f"steps{arguments.steps}-faces{faces.size}-batch{size}")
         save, smooth = (save and save.with_name(f"{kind}-{save.name}.jsonl") for kind in ("bound", "dequantised"))
-        todo = sum(-(-faces.size // size) - len(read_lines(path)) for path in ([save] if model.discrete
-                                                                                else [save, smooth]))
+        todo = sum(faces.size - len(read_lines(path)) for path in ([save] if model.discrete else [save, smooth]))
         if todo:
             batch = spread(faces, size)
             took = flows.seconds(lambda: variational_bound(model, params, batch, seed, size, steps=arguments.steps))
-            print(f"{run.system}: its bound takes about {flows.in_words(todo * took)} (--bound_faces=N)", flush=True)
+            print(f"{run.system}: its bound takes about {flows.in_words(todo / size * took)} (--bound_faces=N)",
+                  flush=True)
         how = {"batch_size": size, "steps": arguments.steps, "save": save, "progress": f"{run.system}, bound"}
     else:
         how, smooth = {}, None
