@@ -16,9 +16,10 @@ import sys
 import jax
 import numpy as np
 
+from benchmarks.samples import reconstructed_faces
 from cmma_jax.cli import evaluate, train
 from cmma_jax.data.dataset import Dataset
-from cmma_jax.evaluation.diversity import diversity, generated_faces, reconstructed_faces
+from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.embeddings import embed_dlib, frechet_distance
 from cmma_jax.evaluation.tools import Tools, look
 from cmma_jax.models.model import count_parameters

@@ -23,8 +23,7 @@ import numpy as np
 
 from benchmarks.noise import as_dataset, noise, training
 from cmma_jax.training import parallel
-from cmma_jax.training.checkpoint import FIRST, FLOW
-from cmma_jax.training.config import Config
+from cmma_jax.training.config import FIRST, FLOW, Config
 from cmma_jax.training.step import fit
 
 BASE = {"batch": 100, "faces": 1_200, "channels": 4, "devices": 1}

@@ -7,12 +7,11 @@ import jax
 import numpy as np
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
-from cmma_jax.models.model import Model, Params, all_params
+from cmma_jax.models.model import Model, Params
 from cmma_jax.training import parallel
-from cmma_jax.training.checkpoint import FIRST, OWN
-from cmma_jax.training.config import Config
+from cmma_jax.training.config import FIRST, OWN, Config
 from cmma_jax.training.stages import Stage, Watcher, first_stage, later_stage
-from cmma_jax.training.step import TrainState, begin, make_run, make_step
+from cmma_jax.training.step import TrainState, begin, make_step
 
 ATTRIBUTES = 73  # LFW's
 NOBODY = Watcher(print, print, lambda: 0, print, dict)
@@ -33,7 +32,7 @@ def as_dataset(train: Faces) -> Dataset:
 
 def untrained(model: Model) -> Params:
     """Returns a model's fresh parameters, a flow's among them, on the device."""
-    return jax.jit(lambda key: all_params(model, key))(jax.random.key(0))
+    return jax.jit(model.init)(jax.random.key(0))
 
 
 def training(folder: str, config: Config, data: Dataset, devices: int = 1
@@ -50,4 +49,4 @@ def training(folder: str, config: Config, data: Dataset, devices: int = 1
                      stage.average, stage.number)
     state = begin(trained, stage.optimizer, stage.average, () if folder == FIRST else params)
     # On the host: on the device the average would share the memory of what it is one of.
-    return make_run(step, placement), jax.tree.map(np.array, state), placement, stage
+    return step, jax.tree.map(np.array, state), placement, stage

@@ -17,11 +17,21 @@ import numpy as np
 
 from cmma_jax.data.dataset import Faces
 from cmma_jax.evaluation import table
-from cmma_jax.evaluation.diversity import diversity, generated_faces, reconstructed_faces
+from cmma_jax.evaluation.diversity import diversity, generated_faces
 from cmma_jax.evaluation.tools import find_tools, look
+from cmma_jax.models.model import Model, Params
+from cmma_jax.sampling.faces import in_batches, reconstruct
 from cmma_jax.training.runs import load_data, load_run
 
 SHOWN = ("Male", "Eyeglasses", "Sunglasses", "Smiling", "Mustache", "Senior", "Wearing Lipstick", "Asian", "Black")
+
+
+def reconstructed_faces(model: Model, params: Params, faces: Faces) -> np.ndarray:
+    """Returns the reconstructions of N faces from q(z|x, y): [N, H, W, 3] in [0, 1]."""
+    def make(x, y, mask):
+        return reconstruct(model, params, x, y, mask)
+
+    return in_batches(make, faces.x / np.float32(255), faces.y, faces.mask)
 
 
 def main(argv: list[str]) -> int:

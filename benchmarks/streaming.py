@@ -25,8 +25,7 @@ from benchmarks.noise import as_dataset, noise, training
 from cmma_jax.data.dataset import Dataset, Faces
 from cmma_jax.data.disk import _open_map
 from cmma_jax.training import parallel
-from cmma_jax.training.checkpoint import FIRST
-from cmma_jax.training.config import Config
+from cmma_jax.training.config import FIRST, Config
 from cmma_jax.training.step import fit
 
 LFW, STEPS = 10_000, 5  # training faces; steps a call

@@ -31,8 +31,7 @@ from cmma_jax.data.dataset import Dataset, call_rows
 from cmma_jax.models.model import DROPOUT, count_parameters
 from cmma_jax.models.networks import KNOWN
 from cmma_jax.models.transformer import HEAD, HIGHEST_TIME, LOWEST_TIME, PATCH, TIMES, product
-from cmma_jax.training.checkpoint import FIRST, FLOW, OWN
-from cmma_jax.training.config import Config
+from cmma_jax.training.config import FIRST, FLOW, OWN, Config
 from cmma_jax.training.stages import PARTLY, WHOLLY
 from cmma_jax.training.step import MUON_RMS
 

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import os
@@ -25,9 +24,9 @@ from PIL import Image  # noqa: E402
 
 from cmma_jax.data import load_dataset  # noqa: E402
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset  # noqa: E402
-from cmma_jax.models.model import Model, all_params, make_model  # noqa: E402
-from cmma_jax.training.checkpoint import FIRST, FLOW, RANKED_BY, open_checkpoints  # noqa: E402
-from cmma_jax.training.config import Config  # noqa: E402
+from cmma_jax.models.model import Model, make_model  # noqa: E402
+from cmma_jax.training.checkpoint import RANKED_BY, open_checkpoints  # noqa: E402
+from cmma_jax.training.config import FIRST, FLOW, Config  # noqa: E402
 from cmma_jax.training.step import TrainState  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -103,8 +102,7 @@ def random_params(model: Model, gain: float = 1.0) -> dict:
         deviation = gain / np.prod(like.shape[:-1]) ** 0.5 if len(like.shape) > 1 else gain / 10
         return (factor + deviation * rng.normal(size=like.shape)).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(functools.partial(all_params, model),
-                                                                 jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 @pytest.fixture(scope="session")

@@ -6,22 +6,14 @@ from cmma_jax.cli import command_line
 from cmma_jax.data import load_dataset
 from cmma_jax.data.files import make_folder
 from cmma_jax.evaluation.classification import mean_known
-from cmma_jax.evaluation.classifier import (
-    COMMAND,
-    FILE,
-    VISIBLE_AUC,
-    Settings,
-    save_classifier,
-    scores,
-    train_classifier,
-)
+from cmma_jax.evaluation.classifier import COMMAND, VISIBLE_AUC, Settings, save_classifier, scores, train_classifier
 from cmma_jax.training import parallel
 
 HELP = f"""Train the attribute classifier by which `evaluate` measures generated faces, on real training faces alone.
 
   {COMMAND} --dataset=lfw --data_dir=DIR
 
-It writes OUT/{FILE}: the epoch with the best mean AUC on the validation faces, and for each attribute the
+It writes OUT/classifier.msgpack: the epoch with the best mean AUC on the validation faces, and for each attribute the
 threshold that suits those faces best. An attribute counts as visible where its AUC is {VISIBLE_AUC} or more; only
 those enter a model's scores. At the end stand the scores of the real test faces, a model's ceiling."""
 
@@ -33,15 +25,15 @@ def train(settings: Settings) -> None:
     out = settings.out_path()
     make_folder(out, "the classifier's folder", "out")  # before the minutes of training
     classifier = train_classifier(data, settings)
-    save_classifier(classifier, out)
+    path = save_classifier(classifier, out)
     real = scores(classifier, data.test.x / np.float32(255), data.test.y, data.test.mask)
     auc, visible = classifier.auc, classifier.visible
     names = ", ".join(f"{classifier.attributes[a]} {auc[a]:.2f}" for a in np.argsort(-auc) if visible[a])
     print(f"validation AUC    {mean_known(auc):.4f}, the mean over {len(auc)} attributes\n"
           f"visible           {visible.sum()} of them, their AUC {mean_known(auc[visible]):.4f}: {names}\n"
-          f"real test faces   accuracy {real['accuracy']:.4f} +- {real['accuracy_stderr']:.4f}, cosine "
-          f"{real['cosine']:.4f} +- {real['cosine_stderr']:.4f} ({data.test.size:,} faces, visible attributes)\n"
-          f"classifier        {out / FILE}")
+          f"real test faces   accuracy {real['accuracy']:.4f} +- {real['accuracy_stderr']:.4f} "
+          f"({data.test.size:,} faces, visible attributes)\n"
+          f"classifier        {path}")
 
 
 def parse(argv: list[str], program: str = COMMAND) -> Settings:

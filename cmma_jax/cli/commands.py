@@ -166,15 +166,13 @@ class Infer(_Run, _Photo):
     """What is known of the face: NAME=VALUE, with commas between."""
     samples: int = INFERENCE_SAMPLES
     """Of z, over which is averaged."""
-    steps: int = 0
-    """Steps of a chain attributes -> z -> attributes, from each sample."""
     seed: int = 0
     """Of the samples."""
 
     def act(self) -> None:
         model = self.model()
         photo = self.read(self.photo, model.run.spec.image_shape[0])
-        inferred = model.infer_attributes(photo.face, parse_settings(self.known), self.seed, self.samples, self.steps)
+        inferred = model.infer_attributes(photo.face, parse_settings(self.known), self.seed, self.samples)
         heading = {"binary": "probability", "real": "score", "mixed": "prob./score"}[model.run.spec.kind]
         lines = [f"{'attribute':28} {heading:>11} {'deviation':>10}"]
         for name, (mean, deviation) in sorted(inferred.items(), key=lambda entry: -float(entry[1][0][0])):

@@ -38,7 +38,7 @@ HELP = """Compare finished runs on faces that they were not trained on.
   python evaluate.py --editing                       edits and inferred attributes, of the newest CMMA and CVAE
   python evaluate.py --run=runs/cmma-lfw --split=validation --picture=faces.png
 
-The table is printed and written as results-<dataset>-<split>.json, .csv and .md into --runs_dir. Likelihoods are nats a
+The table is printed and written as results-<dataset>-<split>.json and .md into --runs_dir. Likelihoods are nats a
 face, pixels in [0, 1], constants kept (of discretised pixels log P + D ln 255), and unguided; bits/dim is that of the
 bytes themselves where pixels are discretised, and of dequantised ones under a heading of its own where they are not.
 +- is the standard error of the mean over faces, or, where a system was trained with several seeds, the standard
@@ -204,15 +204,13 @@ def evaluate_editing(runs: list[Run], data: Dataset, faces: Faces, arguments: Ar
             name = f"{system}, {'literal, ' if literal else ''}intensity {intensity:g}"
             rows[name] = editing.measure_edits(model, tools.classifier, few, columns, intensity, literal, *identity)
         if run.model.attributes:
-            for steps, more in ((0, ""), (3, ", 3 steps")):
-                infer = functools.partial(editing.inferred, model, steps=steps)
-                inferred[f"{system}, q(y|z){more}"] = editing.measure_inferred(infer, tools.classifier.visible, data)
+            infer = functools.partial(editing.inferred, model)
+            inferred[f"{system}, q(y|z)"] = editing.measure_inferred(infer, tools.classifier.visible, data)
     if inferred:
         infer = functools.partial(predict, tools.classifier)
         inferred["the classifier"] = editing.measure_inferred(infer, tools.classifier.visible, data)
-    rows |= editing.at_equal(rows, "identity" if identity else "moved") | pairs
-    write(rows, f"edits of {few.size} faces of {data.spec.dataset}, {arguments.split}; {len(columns)} attributes, one "
-          "after another, details kept", "editing", data, arguments)
+    write(rows | pairs, f"edits of {few.size} faces of {data.spec.dataset}, {arguments.split}; {len(columns)} "
+          "attributes, one after another, details kept", "editing", data, arguments)
     if inferred:
         write(inferred, f"attributes inferred from {data.test.size:,} test faces of {data.spec.dataset}, mean of those "
               "that the classifier sees", "inference", data, arguments)
@@ -235,33 +233,30 @@ def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples
             tools: Tools, notes: dict[str, str]) -> table.Figures:
     """Returns a run's figures: {name: (value, error)}; adds to notes what is to be said of a flow's."""
     found: table.Figures = {"parameters": (count_parameters(run.params), None)}
-    guidance = guidance_of(run, arguments)
+    scale, steps = arguments.guidance or GUIDANCE, arguments.steps
+    guidance = scale if run.model.guided and scale != 1 else None
     if run.model.velocity:
         few = bound_faces(faces, arguments)
-        error = flows.solver_error(run.model, run.params, faces, arguments.steps, arguments.seed)
+        pixels, nats = flows.solver_error(run.model, run.params, faces, steps, arguments.seed)
         how = f"at guidance {guidance:g}" if guidance else "unguided"
-        notes[run.system] = (f"{run.system}: p(z|y) is a flow of {error}; its bound on {few.size:,} of the "
-                             f"{faces.size:,} faces, the trace estimated without bias"
+        notes[run.system] = (f"{run.system}: p(z|y) is a flow of {steps} solver steps, which differ from "
+                             f"{flows.TIMES_STEPS * steps} by {pixels:.2g} of a pixel's range and {nats:.2g} nats of "
+                             f"log p(z|y), the means over {min(flows.FACES, faces.size)} faces; its bound on "
+                             f"{few.size:,} of the {faces.size:,} faces, the trace estimated without bias"
                              + (f"; random faces {how}." if arguments.parzen else "."))
         print(notes[run.system], flush=True)
-        found |= {"solver_pixels": (error.pixels, None), "solver_nats": (error.nats, None),
-                  "steps": (error.steps, None), "bound_faces": (few.size, None)}
+        found |= {"solver_pixels": (pixels, None), "solver_nats": (nats, None), "steps": (steps, None),
+                  "bound_faces": (few.size, None)}
     if run.model.posterior:
         found |= measure_bound(run, faces, arguments)
     if not arguments.parzen:
         return found
     few = spread(faces, arguments.limit)
-    made = generated_faces(run.model, run.params, faces, arguments.seed, guidance=guidance, steps=arguments.steps)
+    made = generated_faces(run.model, run.params, faces, arguments.seed, guidance=guidance, steps=steps)
     found |= {"diversity": (diversity(made, faces.x / np.float32(255)), None)}
-    sampler = model_sampler(run.model, run.params, run.config.model != "vae", arguments.steps)
+    sampler = model_sampler(run.model, run.params, run.config.model != "vae", steps)
     found |= measure_parzen(sampler, data, few, arguments, samples, run)
     return found | look(made, faces, tools)
-
-
-def guidance_of(run: Run, arguments: Arguments) -> float | None:
-    """Returns the scale that a run's random faces are guided by; None: its prior is no flow, or ignores attributes."""
-    guidance = arguments.guidance or GUIDANCE
-    return guidance if FaceModel(run).guided and guidance != 1 else None
 
 
 def bound_faces(faces: Faces, arguments: Arguments) -> Faces:
@@ -271,7 +266,7 @@ def bound_faces(faces: Faces, arguments: Arguments) -> Faces:
 
 
 def measure_bound(run: Run, faces: Faces, arguments: Arguments) -> table.Figures:
-    """Returns a run's bound and its parts; a flow's is kept beside it, batch by batch, for a second call to go on."""
+    """Returns a run's bound and its parts; a flow's is kept beside it, face by face, for a second call to go on."""
     model, params, seed = run.model, run.params, arguments.seed
     how: dict[str, Any]
     if model.velocity:
@@ -279,19 +274,18 @@ def measure_bound(run: Run, faces: Faces, arguments: Arguments) -> table.Figures
         size = min(FLOW_BATCH.get(jax.default_backend(), 100), faces.size)
         save = record(run, arguments, f"steps{arguments.steps}-faces{faces.size}-batch{size}")
         save, smooth = (save and save.with_name(f"{kind}-{save.name}.jsonl") for kind in ("bound", "dequantised"))
-        todo = sum(-(-faces.size // size) - len(read_lines(path)) for path in ([save] if model.discrete
-                                                                                else [save, smooth]))
+        todo = sum(faces.size - len(read_lines(path)) for path in ([save] if model.discrete else [save, smooth]))
         if todo:
             batch = spread(faces, size)
             took = flows.seconds(lambda: variational_bound(model, params, batch, seed, size, steps=arguments.steps))
-            print(f"{run.system}: its bound takes about {flows.in_words(todo * took)} (--bound_faces=N)", flush=True)
+            print(f"{run.system}: its bound takes about {flows.in_words(todo / size * took)} (--bound_faces=N)",
+                  flush=True)
         how = {"batch_size": size, "steps": arguments.steps, "save": save, "progress": f"{run.system}, bound"}
     else:
         how, smooth = {}, None
     exact = variational_bound(model, params, faces, seed, **how)
     found: table.Figures = {"bound": (exact["bound"], exact["bound_stderr"]),
-                            "reconstruction": (exact["reconstruction"], None), "kl": (exact["kl"], None),
-                            "active_latents": (exact["active_latents"], None)}
+                            "reconstruction": (exact["reconstruction"], None), "kl": (exact["kl"], None)}
     if model.discrete:
         found["bits_per_dim"] = (exact["bits_per_dim"], exact["bits_per_dim_stderr"])
     else:

@@ -26,8 +26,7 @@ from cmma_jax.models.networks import GROUP
 from cmma_jax.sampling import pictures
 from cmma_jax.training import parallel
 from cmma_jax.training.bounds import dequantised_bits, flow_matching, variational_bound
-from cmma_jax.training.checkpoint import DETAIL, FIRST, FLOW
-from cmma_jax.training.config import PRESETS, Config, ModelName
+from cmma_jax.training.config import DETAIL, FIRST, FLOW, PRESETS, Config, ModelName
 from cmma_jax.training.runs import Run, load_run
 from cmma_jax.training.stages import Watcher, train_run
 

@@ -70,16 +70,6 @@ def make_dataset(dataset: str, attributes: tuple[str, ...], kinds: Kind | tuple[
     return Dataset(finish(train), finish(validation), finish(test), spec)
 
 
-def epoch_rows(seed: int, epoch: int, size: int, batch_size: int) -> np.ndarray:
-    """Returns [size // batch_size, batch_size] row numbers of an epoch's batches, a pure function of its arguments.
-
-    An epoch is a permutation of the rows that comes from the seed and the epoch's number; the
-    size % batch_size rows left over are other ones every epoch.
-    """
-    order = np.asarray(_permutation(seed, epoch, size))
-    return order[:size // batch_size * batch_size].reshape(-1, batch_size)
-
-
 @functools.partial(jax.jit, static_argnums=2)
 def _permutation(seed: int, epoch: int, size: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(jax.random.key(seed), epoch), size)
@@ -88,11 +78,13 @@ def _permutation(seed: int, epoch: int, size: int) -> jax.Array:
 def call_rows(seed: int, start: int, stop: int, size: int, batch_size: int, most: int) -> Iterator[np.ndarray]:
     """Yields the row numbers of steps start to stop, [n, batch_size] at a time: n is `most`, or what an epoch has left.
 
-    The order of an epoch is drawn once, as the first of its rows are asked for.
+    An epoch is a permutation of the rows that comes from the seed and the epoch's number, drawn once, as the first of
+    them are asked for; the size % batch_size rows left over are other ones every epoch.
     """
     batches = size // batch_size
     while start < stop:
-        rows = epoch_rows(seed, start // batches, size, batch_size)
+        order = np.asarray(_permutation(seed, start // batches, size))
+        rows = order[:batches * batch_size].reshape(batches, batch_size)
         last = min(batches, start % batches + stop - start)
         for first in range(start % batches, last, most):
             yield rows[first:min(first + most, last)]

@@ -1,8 +1,6 @@
-"""Faces that stay on disk: decoded once to memory maps, and read by index ahead of the step.
+"""Faces that stay on disk: decoded once to memory maps, 12,288 bytes a face of 64x64, and read ahead of the step.
 
-A data set of pictures that is too large for memory is decoded once, face by face, into uint8 files beside it or in
---cache, 12,288 bytes a face of 64x64; a later start opens them at once. A memory map is a NumPy array, so `Faces` is
-the one noun for faces in memory and on disk, and reading by index is `faces.x[rows]`. Pictures are not decoded anew
+A memory map is a NumPy array, so `Faces` is the one noun for faces in memory and on disk. Pictures are not decoded anew
 for every batch: a face costs one copy of its bytes in every epoch instead of a decoder's work.
 """
 

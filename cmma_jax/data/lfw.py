@@ -72,16 +72,14 @@ class Part(NamedTuple):
 def load_lfw(data_dir: str | pathlib.Path, kind: Literal["binary", "real"] = "binary") -> Dataset:
     """Loads LFWcrop's colour faces with their attributes, in the paper's split.
 
-    The faces come from `lfwcrop_color/faces/`, `faces/` or `lfwcrop_color.zip`. Binary attributes come
-    from LFWA+'s `lfw_att_73.mat`, or else as score > 0; real-valued ones are Kumar et al.'s scores,
-    `lfw_attributes.txt`, standardised on the training rows. If only `lfw_attributes_estimated.txt` is
-    there, its scores are taken and the data set is named "lfw (estimated scores)". What is missing is
-    downloaded if it can be.
+    The faces come from one of FACE_FOLDERS or ARCHIVE. Binary attributes come from LFWA+'s file, BINARY, or else as
+    score > 0; real-valued ones are Kumar et al.'s SCORES, standardised on the training rows. If only ESTIMATED is
+    there, its scores are taken and the data set is named "lfw (estimated scores)". What is missing is downloaded if it
+    can be.
 
-    Rows keep the order of the label file and are split by row: 10,000 train, 1,000 validation, the rest
-    test. A row whose face is missing is dropped and its place stays empty, so that no other row changes
-    its part; more than 1 in 10 missing is an error. Faces without attributes are left out. x is
-    [N, 64, 64, 3] uint8, y is [N, 73] float32, all of it known.
+    Rows keep the order of the label file and are split by row. A row whose face is missing is dropped and its place
+    stays empty, so that no other row changes its part; more than 1 in 10 missing is an error. Faces without attributes
+    are left out. x is [N, 64, 64, 3] uint8, y is [N, 73] float32, all of it known.
 
     Raises:
       InputError: a file is missing, or is not as described; the message names it.

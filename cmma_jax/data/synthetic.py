@@ -7,10 +7,10 @@ masks over the picture, back to front. Inside `render` the arrays are
     image: [3, n, h, w] float32, channels in [0, 1], a view of the part's window; painted in place
     x, y: [n, h, w] float32, head coordinates of the window's pixels
     a: attribute name -> [n, 1, 1] float32
-    z: `Nuisance` with fields [n, 1, 1] and [k, n, 1, 1]
+    z: the nuisance, of fields [n, 1, 1] and [k, n, 1, 1]
 """
 
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -31,50 +31,42 @@ ATTRIBUTES = (
 )
 
 
-class Nuisance(NamedTuple):
-    """What varies from face to face and no attribute names; float32 but for `grain`. All 0: centred and evenly lit."""
+def sample_nuisance(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    """Draws what varies from face to face and no attribute names, [n, ...] each, float32 but for `grain`.
 
-    shift: np.ndarray  # [N, 2] pixels right, down
-    scale: np.ndarray  # [N] logarithm of the head's size
-    tilt: np.ndarray  # [N] radians clockwise
-    light: np.ndarray  # [N, 2] gain of brightness across half a picture to the right, downwards
-    exposure: np.ndarray  # [N] logarithm of the brightness
-    tone: np.ndarray  # [N] skin, from -1 (light) to 1 (dark)
-    hue: np.ndarray  # [N] warmth of the skin
-    face_width: np.ndarray  # [N] relative, as are the sizes that follow
-    eye_size: np.ndarray
-    eye_distance: np.ndarray  # [N] pixels, as are the heights that follow
-    nose_length: np.ndarray
-    mouth_width: np.ndarray  # [N] relative
-    mouth_height: np.ndarray  # [N] pixels
-    brow_height: np.ndarray
-    hairline: np.ndarray
-    hair_shade: np.ndarray  # [N] relative brightness of the hair
-    gaze: np.ndarray  # [N, 2] pixels that the irises move
-    iris: np.ndarray  # [N, 3] change of the irises' colour
-    hat: np.ndarray  # [N, 3] and of the hat's
-    background: np.ndarray  # [N] change of the background's brightness
-    backdrop: np.ndarray  # [N, 3] and of its colour
-    gradient: np.ndarray  # [N, 2] change of the background to the right, downwards
-    noise: np.ndarray  # [N] largest change of a pixel
-    grain: np.ndarray  # [N] uint32, names the noise's pattern
-
-
-def sample_nuisance(rng: np.random.Generator, n: int) -> Nuisance:
-    """Draws the nuisance of n faces; normal ones are cut at 2 standard deviations."""
+    Normal ones are cut at 2 standard deviations; at 0 a face is centred and evenly lit.
+    """
     def normal(deviation: float, *shape: int) -> np.ndarray:
         return np.clip(rng.standard_normal((n, *shape)), -2, 2).astype(np.float32) * np.float32(deviation)
 
     def uniform(most: float, *shape: int) -> np.ndarray:
         return rng.uniform(-most, most, (n, *shape)).astype(np.float32)
 
-    return Nuisance(
-        shift=normal(1.2, 2), scale=normal(0.04), tilt=normal(0.05), light=uniform(0.28, 2), exposure=normal(0.08),
-        tone=uniform(1.0), hue=uniform(1.0), face_width=normal(0.04), eye_size=normal(0.08), eye_distance=normal(0.5),
-        nose_length=normal(0.8), mouth_width=normal(0.08), mouth_height=normal(0.7), brow_height=normal(0.6),
-        hairline=normal(1.0), hair_shade=normal(0.12), gaze=normal(0.5, 2), iris=uniform(0.16, 3), hat=uniform(0.3, 3),
-        background=uniform(0.32), backdrop=uniform(0.12, 3), gradient=uniform(0.2, 2),
-        noise=rng.uniform(0, 0.05, n).astype(np.float32), grain=rng.integers(2**32, size=n, dtype=np.uint32))
+    return {
+        "shift": normal(1.2, 2),  # pixels right, down
+        "scale": normal(0.04),  # logarithm of the head's size
+        "tilt": normal(0.05),  # radians clockwise
+        "light": uniform(0.28, 2),  # gain of brightness across half a picture to the right, downwards
+        "exposure": normal(0.08),  # logarithm of the brightness
+        "tone": uniform(1.0),  # skin, from -1 (light) to 1 (dark)
+        "hue": uniform(1.0),  # warmth of the skin
+        "face_width": normal(0.04),  # relative, as are the sizes that follow
+        "eye_size": normal(0.08),
+        "eye_distance": normal(0.5),  # pixels, as are the heights that follow
+        "nose_length": normal(0.8),
+        "mouth_width": normal(0.08),  # relative
+        "mouth_height": normal(0.7),  # pixels
+        "brow_height": normal(0.6),
+        "hairline": normal(1.0),
+        "hair_shade": normal(0.12),  # relative brightness of the hair
+        "gaze": normal(0.5, 2),  # pixels that the irises move
+        "iris": uniform(0.16, 3),  # change of the irises' colour
+        "hat": uniform(0.3, 3),  # and of the hat's
+        "background": uniform(0.32),  # change of the background's brightness
+        "backdrop": uniform(0.12, 3),  # and of its colour
+        "gradient": uniform(0.2, 2),  # change of the background to the right, downwards
+        "noise": rng.uniform(0, 0.05, n).astype(np.float32),  # largest change of a pixel
+        "grain": rng.integers(2**32, size=n, dtype=np.uint32)}  # names the noise's pattern
 
 
 # Chances of the attributes that depend on Male alone: with it, without it.
@@ -402,9 +394,9 @@ def _head_coordinates(z):
     return cos * x + sin * y, cos * y - sin * x
 
 
-def _render_chunk(y: np.ndarray, nuisance: Nuisance) -> np.ndarray:
+def _render_chunk(y: np.ndarray, nuisance: dict[str, np.ndarray]) -> np.ndarray:
     attributes = {name: y[:, k, None, None] for k, name in enumerate(ATTRIBUTES)}
-    z = Nuisance(*[v.T.reshape(*v.shape[1:], len(v), 1, 1) for v in nuisance])
+    z = SimpleNamespace(**{name: v.T.reshape(*v.shape[1:], len(v), 1, 1) for name, v in nuisance.items()})
     rows, columns = _head_coordinates(z)[::-1]
     image = np.empty((3, len(y), SIZE, SIZE), np.float32)
     for part, (top, left, bottom, right) in _PARTS:
@@ -413,15 +405,15 @@ def _render_chunk(y: np.ndarray, nuisance: Nuisance) -> np.ndarray:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 3, 0)
 
 
-def render(y: np.ndarray, nuisance: Nuisance) -> np.ndarray:
+def render(y: np.ndarray, nuisance: dict[str, np.ndarray]) -> np.ndarray:
     """Draws faces, [n, 64, 64, 3] uint8; each depends on its own row alone.
 
-    y: [n, A] float32 in the order of `ATTRIBUTES`, in [0, 1]; values in between draw faces in between.
+    y: [n, A] float32 in the order of `ATTRIBUTES`, in [0, 1]; values in between draw faces in between; nuisance: drawn.
     """
     faces = np.empty((len(y), SIZE, SIZE, 3), np.uint8)
     for start in range(0, len(y), CHUNK):
         rows = slice(start, start + CHUNK)
-        faces[rows] = _render_chunk(y[rows], Nuisance(*[v[rows] for v in nuisance]))
+        faces[rows] = _render_chunk(y[rows], {name: v[rows] for name, v in nuisance.items()})
     return faces
 
 

@@ -31,7 +31,7 @@ from cmma_jax.models.spec import Spec
 from cmma_jax.sampling.faces import in_batches
 from cmma_jax.training import parallel
 from cmma_jax.training.config import Config
-from cmma_jax.training.step import begin, fit, make_optimizer, make_run, make_step
+from cmma_jax.training.step import begin, fit, make_optimizer, make_step
 
 FILE = "classifier.msgpack"
 COMMAND = "python -m cmma_jax classifier"
@@ -84,7 +84,6 @@ class Classifier(NamedTuple):
     thresholds: np.ndarray  # [A], an attribute counts as present where its probability is above
     auc: np.ndarray  # [A], area under the ROC curve on the validation faces; NaN where they have one class alone
     visible: np.ndarray  # [A] bool, where that area is at least `VISIBLE_AUC`
-    attribute_mean: np.ndarray  # [A], the fraction of the training faces that have the attribute
     dataset: str  # its name
 
 
@@ -156,8 +155,8 @@ def train_classifier(data: Dataset, settings: Settings) -> Classifier:
     x, y, mask = data.validation.x / np.float32(255), data.validation.y, data.validation.mask
     best, best_auc, validated = params, -math.inf, ""
     with tqdm(total=steps * settings.batch_size * settings.epochs, unit=" faces", dynamic_ncols=True) as bar:
-        for now, means in fit(make_run(step, placement), begin(params, optimizer), data.train, placement,
-                              settings.seed, settings.batch_size, settings.epochs, STEPS_PER_CALL):
+        for now, means in fit(step, begin(params, optimizer), data.train, placement, settings.seed,
+                              settings.batch_size, settings.epochs, STEPS_PER_CALL):
             bar.set_postfix_str(f"loss {means['loss'].mean():.4f}{validated}", refresh=False)
             bar.update(len(means["loss"]) * settings.batch_size)
             if int(now.step) % steps:
@@ -170,8 +169,7 @@ def train_classifier(data: Dataset, settings: Settings) -> Classifier:
     p = _probabilities(best, x)
     auc = aucs(p, y, mask)
     thresholds = [best_threshold(p[mask[:, a], a], y[mask[:, a], a] > 0) for a in range(y.shape[1])]
-    classifier = Classifier(data.spec.attributes, best, np.asarray(thresholds), auc, _visible(auc),
-                            np.asarray(data.spec.attribute_mean), data.spec.dataset)
+    classifier = Classifier(data.spec.attributes, best, np.asarray(thresholds), auc, _visible(auc), data.spec.dataset)
     if not classifier.visible.any():
         raise InputError(f"no attribute reached a validation AUC of {VISIBLE_AUC} (their mean is {best_auc:.3f}): "
                          "there is nothing to measure by; give more --epochs, or more faces")
@@ -208,14 +206,12 @@ def scores(classifier: Classifier, x: np.ndarray | jax.Array, y: np.ndarray, mas
     """Returns how well faces show the attributes that were asked for, by the visible attributes alone.
 
     x: [N, H, W, 3] in [0, 1]; y: [N, A], 0 or 1, as asked; mask: [N, A] bool, True where an attribute was asked for
-    either way. Standard errors, accuracy_stderr and cosine_stderr, are over faces, whose attributes go together; that
-    of the accuracy is linearised (the infinitesimal jackknife).
+    either way.
 
     Keys:
       accuracy: balanced, mean over the attributes of (true positive rate + true negative rate) / 2; 0.5 is chance.
+      accuracy_stderr: over faces, whose attributes go together; linearised (the infinitesimal jackknife).
       per_attribute: {name: balanced accuracy}, for visible attributes with both values among the asked.
-      cosine: mean over faces of the cosine between the asked vector, 2y - 1, and the predicted, 2p - 1, each minus
-        the training set's mean of 2y - 1; so 0 is chance. Faces with nothing visible asked are left out.
     """
     p, y, mask = predict(classifier, x), np.asarray(y, np.float64), np.asarray(mask, bool)
     right = (p > classifier.thresholds[None]) == (y > 0)
@@ -229,15 +225,9 @@ def scores(classifier: Classifier, x: np.ndarray | jax.Array, y: np.ndarray, mas
         for rows, rate in zip(classes, rates, strict=True):
             influence[rows] += (right[rows, a] - rate) / (2 * rows.sum())
     counted = max(len(per_attribute), 1)
-    known = np.where(mask & classifier.visible[None], 1.0, 0.0)
-    asked, predicted = ((v - classifier.attribute_mean[None]) * known for v in (y, p))  # the factors 2 cancel
-    lengths = np.sqrt(np.square(asked).sum(-1) * np.square(predicted).sum(-1))
-    cosines = (asked * predicted).sum(-1)[lengths > 0] / lengths[lengths > 0]
     return {"accuracy": mean_known(np.asarray(list(per_attribute.values()))),
             "accuracy_stderr": float(np.sqrt(np.square(influence / counted).sum())),
-            "per_attribute": per_attribute,
-            "cosine": mean_known(cosines),
-            "cosine_stderr": float(cosines.std(ddof=1) / math.sqrt(len(cosines))) if len(cosines) > 1 else math.nan}
+            "per_attribute": per_attribute}
 
 
 def classifier_path(path: str | pathlib.Path) -> pathlib.Path:
@@ -246,13 +236,15 @@ def classifier_path(path: str | pathlib.Path) -> pathlib.Path:
     return path if path.suffix == pathlib.Path(FILE).suffix else path / FILE
 
 
-def save_classifier(classifier: Classifier, path: str | pathlib.Path) -> None:
-    """Writes the classifier's one file, whole or not at all; `path` may be it or its folder."""
+def save_classifier(classifier: Classifier, path: str | pathlib.Path) -> pathlib.Path:
+    """Writes the classifier's one file, whole or not at all, and returns it; `path` may be it or its folder."""
+    path = classifier_path(path)
     facts = {"dataset": classifier.dataset, "attributes": classifier.attributes,
-             **{name: getattr(classifier, name).tolist() for name in ("thresholds", "auc", "attribute_mean")}}
+             **{name: getattr(classifier, name).tolist() for name in ("thresholds", "auc")}}
     content = serialization.msgpack_serialize({"facts": json.dumps(facts),
                                                "params": jax.tree.map(np.asarray, classifier.params)})
-    write_whole(classifier_path(path), content)
+    write_whole(path, content)
+    return path
 
 
 def load_classifier(path: str | pathlib.Path, spec: Spec) -> Classifier:
@@ -269,9 +261,8 @@ def load_classifier(path: str | pathlib.Path, spec: Spec) -> Classifier:
         content = serialization.msgpack_restore(path.read_bytes())
         facts, params = json.loads(content["facts"]), content["params"]
         shapes = jax.tree.map(np.shape, params)
-        thresholds, auc, mean = (np.asarray(facts[name]) for name in ("thresholds", "auc", "attribute_mean"))
-        classifier = Classifier(tuple(facts["attributes"]), params, thresholds, auc, _visible(auc), mean,
-                                facts["dataset"])
+        thresholds, auc = (np.asarray(facts[name]) for name in ("thresholds", "auc"))
+        classifier = Classifier(tuple(facts["attributes"]), params, thresholds, auc, _visible(auc), facts["dataset"])
         expected = jax.tree.map(np.shape, jax.eval_shape(lambda: _init(network_of(params), spec, 0)))
     except Exception as error:  # a cut or foreign file makes the decoder raise almost anything
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); make it again: {again}") from error

@@ -1,4 +1,4 @@
-"""Faces generated for a set's attributes, or reconstructed, and whether they differ from one another as real ones."""
+"""Faces generated for a set's attributes, and whether they differ from one another as real ones."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from cmma_jax.data.dataset import Faces
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS
 from cmma_jax.models.model import Model, Params
-from cmma_jax.sampling.faces import generate, in_batches, reconstruct
+from cmma_jax.sampling.faces import generate, in_batches
 
 
 def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0, temperature: float = 1.0,
@@ -22,14 +22,6 @@ def generated_faces(model: Model, params: Params, faces: Faces, seed: int = 0, t
         return generate(model, params, row_keys(seed, rows), y, mask, temperature, guidance, detail, steps=steps)
 
     return in_batches(make, np.arange(faces.size), faces.y, faces.mask)
-
-
-def reconstructed_faces(model: Model, params: Params, faces: Faces) -> np.ndarray:
-    """Returns the reconstructions of N faces from q(z|x, y): [N, H, W, 3] in [0, 1]."""
-    def make(x, y, mask):
-        return reconstruct(model, params, x, y, mask)
-
-    return in_batches(make, faces.x / np.float32(255), faces.y, faces.mask)
 
 
 def diversity(made: np.ndarray, real: np.ndarray) -> float:

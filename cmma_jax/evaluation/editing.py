@@ -28,18 +28,14 @@ Embed = Callable[[np.ndarray], np.ndarray]
 def measure_edits(model: FaceModel, classifier: Classifier, faces: Faces, columns: np.ndarray, intensity: float,
                   literal: bool = False, embed: Embed | None = None, start: np.ndarray | None = None,
                   same_person: float = math.nan) -> Figures:
-    """Returns figures of edits with details kept, some attributes in turn: {name: (value, error)}.
+    """Returns figures of edits with details kept, some attributes in turn: {name of COLUMNS: (value, error)}.
 
     Keys:
-      flips: effectiveness, the share of the edits that the classifier sees, of faces of which it was right before: the
-        mean over attributes, and over set and reset, with its standard error over faces; set, reset: for each of the
-        two.
+      flips: share of the edits that the classifier sees, of faces of which it was right before: the mean over
+        attributes, and over set and reset, with its standard error over faces.
       others: mean absolute change of the classifier's probability of the visible attributes that were not to change.
-      moved: root mean squared change of a pixel; back: reversibility, the same after the edit and its reverse.
-      empty, empty_kept: composition, of an edit that changes nothing, without and with details kept; the latter the
-        largest change.
-      identity: mean cosine between the embeddings of a face before and after; kept: share of the edits whose cosine is
-        above `same_person`.
+      moved, back, empty: root mean squared change of a pixel; empty_kept: the largest.
+      identity: mean cosine between the embeddings of a face before and after; kept: share above `same_person`.
 
     Args:
       columns: numbers of the attributes to be edited, which the classifier sees.
@@ -130,25 +126,9 @@ def measure_inferred(infer: Callable[[np.ndarray], np.ndarray], visible: np.ndar
             "ece": (calibration_error(p[known], y[known] > 0), None)}
 
 
-def inferred(model: FaceModel, x: np.ndarray, steps: int = 0) -> np.ndarray:
-    """Returns the probabilities [N, A] that a model's q(y|z) gives to faces x; steps: of the chain."""
-    return np.stack([mean for mean, _ in model.infer_attributes(x, steps=steps).values()], -1)
-
-
-def at_equal(rows: dict[str, Figures], figure: str) -> dict[str, Figures]:
-    """Returns the flips of the first system, between its intensities, where a figure is that of each other row.
-
-    rows: {"cmma, intensity 1": ...}; a system's name is before the first comma.
-    """
-    first = next(iter(rows)).split(",")[0]
-    mine = sorted((row[figure][0], row["flips"][0]) for name, row in rows.items()
-                  if name.startswith(f"{first}, intensity") and figure in row)
-    found = {}
-    for name, row in rows.items():
-        if mine and figure in row and not name.startswith(first) and mine[0][0] <= row[figure][0] <= mine[-1][0]:
-            flips = float(np.interp(row[figure][0], *np.transpose(mine)))
-            found[f"{first} where its {figure} is that of {name}"] = {figure: row[figure], "flips": (flips, None)}
-    return found
+def inferred(model: FaceModel, x: np.ndarray) -> np.ndarray:
+    """Returns the probabilities [N, A] that a model's q(y|z) gives to faces x."""
+    return np.stack([mean for mean, _ in model.infer_attributes(x).values()], -1)
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

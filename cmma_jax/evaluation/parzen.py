@@ -5,7 +5,6 @@
 The figure rewards samples near the mean and is reported for parity with the paper, always beside the bound.
 """
 
-import contextlib
 import functools
 import math
 import pathlib
@@ -15,15 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from cmma_jax.data.dataset import Faces, pixels
-from cmma_jax.data.files import add_lines, read_lines
 from cmma_jax.errors import InputError
 from cmma_jax.models.distributions import LOG_2PI
 from cmma_jax.models.flow import STEPS, draw
 from cmma_jax.models.model import Model, Params
 from cmma_jax.training import parallel
+from cmma_jax.training.bounds import by_rows
 
 # One window's deviation, in steps of 1 %: between two of them the estimate loses at most D (0.005)^2 = 0.3 nats.
 SIGMAS = np.geomspace(0.01, 1.0, 463)
@@ -60,40 +58,24 @@ def parzen_log_likelihood(sampler: Sampler, faces: Faces, samples: int, sigmas: 
     Args:
       samples: N, windows a face.
       sigmas: [S] deviations of a window, in pixels of [0, 1].
-      save: a JSON-lines file to which each finished face goes; a second call with it goes on from there. The caller
-        names in it whatever the result depends on.
-      progress: name on the progress bar; empty: no bar.
+      save, progress: as of `bounds.by_rows`.
 
     Raises:
       InputError: N is not a number above 0, or memory does not suffice.
     """
     if samples < 1:
         raise InputError(f"--samples={samples}: a Parzen window needs at least 1 sample")
-    done = _read(save, len(sigmas))
     key, sigmas32 = jax.random.key(seed), jnp.asarray(sigmas, jnp.float32)
     devices = jax.local_device_count() if sampler.conditional else 1
     run = _compiled(sampler.sample, sampler.conditional, chunk, devices)
-    at_once = devices if sampler.conditional else faces.size
-    rows = [i for i in range(faces.size) if i not in done]
-    bar = tqdm(total=faces.size, initial=len(done), unit=" faces", desc=progress, disable=not progress,
-               dynamic_ncols=True)
-    with bar:
-        for start in range(0, len(rows), at_once):
-            group = rows[start:start + at_once]
-            padded = np.asarray(group + [group[-1]] * (-len(group) % devices))
-            x, y, mask = (np.asarray(a)[padded] for a in faces)
-            try:
-                values = run(sampler.params, key, sigmas32, jnp.int32(samples), padded, x, y, mask)
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                raise InputError("too little memory for the Parzen estimate; give a smaller --batch_size, or "
-                                 "a smaller --limit") from error
-            new = dict(zip(group, np.asarray(values, np.float64), strict=False))
-            add_lines(save, {i: v.tolist() for i, v in new.items()})
-            done |= new
-            bar.update(len(group))
-    return np.stack([done[i] for i in range(faces.size)])
+    try:
+        return by_rows(lambda rows, batch: run(sampler.params, key, sigmas32, jnp.int32(samples), rows, *batch), faces,
+                       devices if sampler.conditional else faces.size, len(sigmas), save, progress)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError("too little memory for the Parzen estimate; give a smaller --batch_size, or a smaller "
+                         "--limit") from error
 
 
 def choose_sigma(log_likelihood: np.ndarray, sigmas: np.ndarray) -> float:
@@ -132,15 +114,6 @@ def parzen(sampler: Sampler, validation: Faces, faces: Faces, samples: int, seed
 def files(save: pathlib.Path | None) -> list[pathlib.Path | None]:
     """Returns where `parzen` keeps what it has done: of the faces that sigma is chosen on, and of the others."""
     return [save and save.with_name(f"{save.name}-{part}.jsonl") for part in ("validation", "faces")]
-
-
-def _read(path: pathlib.Path | None, size: int) -> dict[int, np.ndarray]:
-    """Returns the faces that a stopped call had finished, `size` figures each; others are done again."""
-    done = {}
-    for row, values in read_lines(path).items():
-        with contextlib.suppress(ValueError, TypeError, OverflowError):
-            done[row] = np.asarray(values, np.float64).reshape(size)
-    return done
 
 
 @functools.lru_cache(maxsize=32)

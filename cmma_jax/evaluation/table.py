@@ -1,7 +1,5 @@
-"""The table of an evaluation: figures by system, in a terminal, as Markdown, CSV and JSON."""
+"""The table of an evaluation: figures by system, in a terminal, as Markdown and JSON."""
 
-import csv
-import io
 import json
 import math
 import pathlib
@@ -17,8 +15,8 @@ COLUMNS = {  # figure: (heading, decimals)
     "parzen_sigma": ("sigma", 3), "kl": ("KL", 0), "reconstruction": ("reconstruction", 0),
     "bits_per_dim": ("bits/dim", 3), "bits_per_dim_dequantised": ("bits/dim, dequantised", 3),
     "bits_per_dim_payload": ("bits/dim, payload", 3), "bits_per_dim_sheet": ("bits/dim, one sheet", 3),  # of formats
-    "active_latents": ("active units", 0), "diversity": ("diversity", 2),
-    "accuracy": ("accuracy", 3), "cosine": ("cosine", 3),  # of attributes: those asked for, by the classifier
+    "diversity": ("diversity", 2),
+    "accuracy": ("accuracy", 3),  # of attributes: those asked for, by the classifier
     "fd_dlib": ("FD-dlib", 3), "identities": ("identity diversity", 2), "detected": ("detected", 3),
     "parameters": ("parameters", 0), "seeds": ("seeds", 0),
     # of edits (evaluation.editing)
@@ -63,17 +61,6 @@ def to_markdown(table: dict[str, Figures]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_csv(table: dict[str, Figures]) -> str:
-    """Returns lines of system, figure, value, error."""
-    out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["system", "figure", "value", "error"])
-    for system, figures in table.items():
-        for name, (value, error) in figures.items():
-            rows.writerow([system, name, value, "" if error is None else error])
-    return out.getvalue()
-
-
 def to_json(table: dict[str, Figures]) -> str:
     """Returns {system: {figure: [value, error]}}; what is not a number is null."""
     def plain(value: float | None) -> float | None:
@@ -90,8 +77,8 @@ def from_json(text: str) -> dict[str, Figures]:
 
 
 def write(table: dict[str, Figures], stem: pathlib.Path, heading: str) -> list[pathlib.Path]:
-    """Writes stem.json, .csv and .md, each whole or not at all, and returns their paths."""
-    texts = {".json": to_json(table), ".csv": to_csv(table), ".md": f"{heading}\n\n{to_markdown(table)}"}
+    """Writes stem.json and .md, each whole or not at all, and returns their paths."""
+    texts = {".json": to_json(table), ".md": f"{heading}\n\n{to_markdown(table)}"}
     paths = []
     for suffix, text in texts.items():
         path = stem.with_name(stem.name + suffix)

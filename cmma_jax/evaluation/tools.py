@@ -15,17 +15,11 @@ from cmma_jax.models.spec import Spec
 
 
 class Tools(NamedTuple):
-    """Those that there are.
+    """Those that there are."""
 
-    Attributes:
-      classifier: an attribute classifier.
-      embedded: [N, 128] embeddings of the real faces; faces generated for one half are compared with the other.
-      detector: whether a face detector is installed.
-    """
-
-    classifier: Classifier | None
-    embedded: np.ndarray | None
-    detector: bool
+    classifier: Classifier | None  # of attributes
+    embedded: np.ndarray | None  # [N, 128], of the real faces; those generated for one half are compared with the other
+    detector: bool  # whether a face detector is installed
 
 
 def find_tools(classifier: str | pathlib.Path, needed: bool, spec: Spec, faces: Faces, say: Callable[[str], Any]
@@ -67,7 +61,7 @@ def look(x: np.ndarray, faces: Faces, tools: Tools, real: bool = False) -> Figur
     found: Figures = {}
     if tools.classifier:
         scored = scores(tools.classifier, x, faces.y, faces.mask)
-        found |= {name: (scored[name], scored[f"{name}_stderr"]) for name in ("accuracy", "cosine")}
+        found["accuracy"] = scored["accuracy"], scored["accuracy_stderr"]
         found |= {f"accuracy {name}": (value, None) for name, value in scored["per_attribute"].items()}
     if tools.embedded is not None:
         # Halves for all: a Frechet distance falls with the number of faces, and the floor is that of two halves.

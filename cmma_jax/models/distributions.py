@@ -39,20 +39,13 @@ class LogisticMixture(NamedTuple):
 
     A component is one for all three channels: green's mean moves with red, and blue's with red and green, linearly,
     inside each component. A value has the mass of the interval of 1/255 around it; 0 and 255 have the tails as well.
-
-    Attributes:
-      log_weights: [B, H, W, K], normalised.
-      means: [B, H, W, 3, K], in pixels of [0, 1], at the centre of the channels before.
-      log_scales: [B, H, W, 3, K].
-      slopes: [B, H, W, 3, K], of green on red, blue on red, blue on green.
-      centre: [1, H, W, 3], from which the channels before are measured.
     """
 
-    log_weights: jax.Array
-    means: jax.Array
-    log_scales: jax.Array
-    slopes: jax.Array
-    centre: jax.Array
+    log_weights: jax.Array  # [B, H, W, K], normalised
+    means: jax.Array  # [B, H, W, 3, K], in pixels of [0, 1], at the centre of the channels before
+    log_scales: jax.Array  # [B, H, W, 3, K]
+    slopes: jax.Array  # [B, H, W, 3, K], of green on red, blue on red, blue on green
+    centre: jax.Array  # [1, H, W, 3], from which the channels before are measured
 
     @property
     def mean(self) -> jax.Array:
@@ -116,27 +109,17 @@ class Bernoulli(NamedTuple):
         """The probabilities of 1."""
         return jax.nn.sigmoid(self.logits)
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draws 0 or 1 (float32); key as for `Gaussian.sample`."""
-        return (standard_uniform(key, self.logits.shape) < self.mean).astype(self.logits.dtype)
-
     def log_prob(self, y: jax.Array) -> jax.Array:
         """Returns y log p + (1 - y) log(1 - p), in nats, for each element, y in {0, 1}."""
         return y * self.logits - jax.nn.softplus(self.logits)
 
 
 class Mixed(NamedTuple):
-    """Binary and real-valued variables side by side, Bernoulli and Gaussian.
+    """Binary and real-valued variables side by side, Bernoulli and Gaussian."""
 
-    Attributes:
-      binary: [A] bool, which are which.
-      heads: [B, A] logits of the binary ones, means of the others.
-      logvar: [B, A] log-variances of the others.
-    """
-
-    binary: np.ndarray
-    heads: jax.Array
-    logvar: jax.Array
+    binary: np.ndarray  # [A] bool, which are which
+    heads: jax.Array  # [B, A] logits of the binary ones, means of the others
+    logvar: jax.Array  # [B, A] log-variances of the others
 
     def _both(self) -> tuple[Bernoulli, Gaussian]:
         return Bernoulli(self.heads), Gaussian(self.heads, self.logvar)
@@ -153,11 +136,6 @@ class Mixed(NamedTuple):
     def variance(self) -> jax.Array:
         """Of the real-valued ones; 0 of the binary ones, whose uncertainty is in their mean."""
         return self._choose(jnp.zeros_like(self.heads), jnp.exp(self.logvar))
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draws [B, A]; key as for `Gaussian.sample`."""
-        one, other = self._both()
-        return self._choose(one.sample(fold_each(key, 0)), other.sample(fold_each(key, 1)))
 
     def log_prob(self, y: jax.Array) -> jax.Array:
         """Returns the log-probability or log-density of each, in nats."""

@@ -34,12 +34,8 @@ def matching(model: Model, params: Params, key: jax.Array, z: jax.Array, y: jax.
 
     Times are logit-normal (Esser et al. 2024): most in the middle, where the velocity is hardest to tell.
 
-    Args:
-      model, params: with a flow.
-      key: [B] keys, one an example.
-      z: [B, J] latents of faces.
-      y, mask: what the velocity sees of their attributes.
-      dropout: whether units of the velocity are dropped, as in training.
+    key: [B] keys, one an example; z: [B, J] latents of faces; y, mask: what the velocity sees of their attributes;
+    dropout: whether units of the velocity are dropped, as in training.
     """
     noise_key, time_key, drop_key = split_each(key, 3)
     u, e = _standardised(params, z), standard_normal(noise_key, z.shape)
@@ -54,8 +50,7 @@ def draw(model: Model, params: Params, key: jax.Array, y: jax.Array, mask: jax.A
     """Returns z ~ p(z|y), [B, J]; key: one key, or [B] keys.
 
     temperature: factor on the deviation of the noise; 0 gives the Gaussian's mean, or where the flow carries it.
-    guidance: the scale, of a flow, or [B], one an example; 1 or None: p(z|y) itself.
-    steps: of the solver.
+    guidance: the scale, of a flow, or [B], one an example; 1 or None: p(z|y) itself. steps: of the solver.
     """
     p = model.prior(params, y, mask)
     noise = temperature * standard_normal(key, p.mean.shape)
@@ -104,12 +99,7 @@ def transport(model: Model, params: Params, z: jax.Array, old: Wanted, new: Want
 
     whose solution is the same and whose error is that of the difference: a weight of 0, or equal attributes, return z.
 
-    Args:
-      model, params: with a flow.
-      z: [B, J].
-      old, new: attributes.
-      weight: [B, 1]; 1 is the new attributes' own flow, more goes further.
-      steps: of the solver, each way.
+    weight: [B, 1]; 1 is the new attributes' own flow, more goes further. steps: of the solver, each way.
     """
     def under_old(u: jax.Array, t: jax.Array) -> jax.Array:
         return model.velocity(params, u, _everywhere(t, u), *old)

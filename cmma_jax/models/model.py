@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,29 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmma_jax.models import networks
 from cmma_jax.models.architecture import Architecture, latent_shape
-from cmma_jax.models.distributions import (
-    Gaussian,
-    LogisticMixture,
-    Mixed,
-    fold_each,
-    standard_uniform,
-)
-from cmma_jax.models.networks import (
-    GROUP,
-    LEVELS,
-    PIXELS,
-    SMALL,
-    DetailNetwork,
-    DiscriminatorNetwork,
-    MapAttributes,
-    MapDecoder,
-    MapEncoder,
-    PriorNetwork,
-    VectorAttributes,
-    VectorDecoder,
-    VectorEncoder,
-)
+from cmma_jax.models.distributions import Gaussian, LogisticMixture, Mixed, fold_each, standard_uniform
 from cmma_jax.models.spec import Spec
 from cmma_jax.models.transformer import VelocityNetwork
 
@@ -55,7 +35,8 @@ class Model(NamedTuple):
     x: [B, H, W, 3] in [0, 1]; y, mask: [B, A] (`Faces`); z: [B, J], a map's cells one after another; t: [B] in [0, 1].
 
     Attributes:
-      init: key -> params of all but the flow.
+      init: (key, names=()) -> params of all networks, or of those named; with the flow's, `flow`, go those of its
+        standardisation, `scale`.
       prior: (params, y, mask) -> p(z|y), or p(z), Gaussian over [B, J]; a CGAN's noise. With a flow it is the prior
         under which the other networks were trained.
       likelihood: (params, z, y, mask) -> p(x|z), or a CVAE's p(x|y, z), whose mean is [B, H, W, 3]; of a CGAN only
@@ -67,12 +48,10 @@ class Model(NamedTuple):
         (dropout of its input).
       velocity: (params, u, t, y, mask, keys=None) -> [B, J], du/dt of the flow (`flow`), u: [B, J] standardised
         latents; keys: [B], one an example, by which units are dropped while it is trained. None: p(z|y) is Gaussian.
-      init_flow: key -> the flow's params: the velocity's, `flow`, and the standardisation, `scale`.
       detail: (params, residual, around, centre, group) -> the distribution of a group's pixels, [B, h, w, ...], given
         those of earlier groups (`detail`). residual: [B, h, w, 4, 3], from g's means, 0 where pixels are not known;
         around, centre: g's Gaussians of all four pixels of a block and of the group's own; group: [B, 4 LEVELS]
         one-hot. With it p(x|z) is `detail.log_prob`; None: it is `likelihood`.
-      init_detail: key -> its params, `detail`.
       discrete: whether p(x|z) gives bytes their probability; if not it is a density.
     """
 
@@ -84,10 +63,13 @@ class Model(NamedTuple):
     attributes: Callable[..., Mixed] | Any = None
     discriminator: Callable[..., jax.Array] | Any = None
     velocity: Callable[..., jax.Array] | Any = None
-    init_flow: Callable[..., Params] | Any = None
     detail: Callable[..., LogisticMixture] | Any = None
-    init_detail: Callable[..., Params] | Any = None
     discrete: bool = False
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a flow that sees attributes: a CVAE's and a VAE's z do not depend on y."""
+        return self.velocity is not None and self.attributes is not None
 
 
 def encode_attributes(y: jax.Array, mask: jax.Array, binary: np.ndarray) -> jax.Array:
@@ -105,11 +87,12 @@ def cmma(architecture: Architecture, spec: Spec) -> Model:
     shape, example = _latents(architecture, spec)
     encode = functools.partial(encode_attributes, binary=spec.binary)
     a = jnp.zeros((1, 2 * count))
-    f = PriorNetwork(example[0].size, architecture.prior_hidden)
+    f = networks.PriorNetwork(example[0].size, architecture.prior_hidden)
     heads = 1 if binary.all() else 2
-    h2 = (VectorAttributes(count, heads, architecture.prior_hidden) if len(shape) == 1 else
-          MapAttributes(count, heads, architecture.width))
-    networks = {"f": (f, a), "h2": (h2, example), **_autoencoder(architecture, spec, sees_x=True)}
+    h2 = (networks.VectorAttributes(count, heads, architecture.prior_hidden) if len(shape) == 1 else
+          networks.MapAttributes(count, heads, architecture.width))
+    parts = {"f": (f, a), "h2": (h2, example), **_autoencoder(architecture, spec, sees_x=True),
+             **_later(architecture, spec)}
 
     def prior(params: Params, y: jax.Array, mask: jax.Array) -> Gaussian:
         return Gaussian(*f.apply({"params": params["f"]}, encode(y, mask)))
@@ -119,16 +102,16 @@ def cmma(architecture: Architecture, spec: Spec) -> Model:
         logvar = jnp.maximum(others[0], ATTRIBUTE_LOGVAR_FLOOR) if others else jnp.zeros_like(heads)
         return Mixed(binary, heads, logvar)
 
-    return Model(functools.partial(_init, networks), prior, _likelihood(architecture, spec, networks, None),
-                 _posterior(spec, networks, encode), attributes, None, *_flow(architecture, spec, encode),
-                 *_detail(architecture, spec), _discrete(architecture))
+    return Model(functools.partial(_init, parts), prior, _likelihood(architecture, spec, parts, None),
+                 _posterior(spec, parts, encode), attributes, None, _velocity(parts, encode), _detail(spec, parts),
+                 _discrete(architecture))
 
 
 def cvae(architecture: Architecture, spec: Spec) -> Model:
     """Returns the conditional VAE of Kingma et al. (2014): z ~ N(0, I), q(z|x, y), p(x|y, z) (Eq. 13)."""
     encode = functools.partial(encode_attributes, binary=spec.binary)
-    networks = _autoencoder(architecture, spec, sees_x=True, sees_z=True)
-    return _with_standard_prior(architecture, spec, networks, encode)
+    parts = _autoencoder(architecture, spec, sees_x=True, sees_z=True)
+    return _with_standard_prior(architecture, spec, parts, encode)
 
 
 def vae(architecture: Architecture, spec: Spec) -> Model:
@@ -136,15 +119,17 @@ def vae(architecture: Architecture, spec: Spec) -> Model:
     return _with_standard_prior(architecture, spec, _autoencoder(architecture, spec), None)
 
 
-def _with_standard_prior(architecture: Architecture, spec: Spec, networks: dict[str, tuple],
+def _with_standard_prior(architecture: Architecture, spec: Spec, parts: dict[str, tuple],
                          encode: Callable[..., jax.Array] | None) -> Model:
     """Returns h and g under z ~ N(0, I); encode: (y, mask) -> what both see of the attributes, or None."""
+    parts = parts | _later(architecture, spec)
+
     def nothing(y: jax.Array, mask: jax.Array) -> jax.Array:
         return jnp.zeros((len(y), 2 * len(spec.attributes)))
 
-    return Model(functools.partial(_init, networks), _standard_prior(architecture, spec),
-                 _likelihood(architecture, spec, networks, encode), _posterior(spec, networks, encode), None, None,
-                 *_flow(architecture, spec, nothing), *_detail(architecture, spec), _discrete(architecture))
+    return Model(functools.partial(_init, parts), _standard_prior(architecture, spec),
+                 _likelihood(architecture, spec, parts, encode), _posterior(spec, parts, encode), None, None,
+                 _velocity(parts, nothing), _detail(spec, parts), _discrete(architecture))
 
 
 def cgan(architecture: Architecture, spec: Spec) -> Model:
@@ -153,13 +138,14 @@ def cgan(architecture: Architecture, spec: Spec) -> Model:
     Both see the attributes. The generator's face is the mean face plus the network's output, through a sigmoid, so
     that no pixel leaves [0, 1].
     """
-    generator = VectorDecoder(spec.image_shape, architecture.width, 3, architecture.prior_hidden // 4,
-                              head_init=nn.initializers.variance_scaling(0.1, "fan_in", "normal"), norm=True)
-    network = DiscriminatorNetwork(architecture.width, architecture.projection)
+    generator = networks.VectorDecoder(
+        spec.image_shape, architecture.width, 3, architecture.prior_hidden // 4,
+        head_init=nn.initializers.variance_scaling(0.1, "fan_in", "normal"), norm=True)
+    network = networks.DiscriminatorNetwork(architecture.width, architecture.projection)
     _, z = _latents(architecture, spec)
     a, x = jnp.zeros((1, 2 * len(spec.attributes))), jnp.zeros((1, *spec.image_shape))
     middle = jnp.clip(jnp.asarray(spec.mean_face)[None], 0.01, 0.99)
-    group = tuple(jnp.repeat(each, GROUP, 0) for each in (x, a))
+    group = tuple(jnp.repeat(each, networks.GROUP, 0) for each in (x, a))
 
     def likelihood(params: Params, z: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
         face = generator.apply({"params": params["g"]}, z, encode_attributes(y, mask, spec.binary))
@@ -170,8 +156,8 @@ def cgan(architecture: Architecture, spec: Spec) -> Model:
         x = jnp.where(seen, _scaled(x, spec), 0)  # an unseen value is at the mean face
         return network.apply({"params": params["discriminator"]}, x, encode_attributes(y, mask, spec.binary))
 
-    networks = {"g": (generator, z, a), "discriminator": (network, *group)}
-    return Model(functools.partial(_init, networks), _standard_prior(architecture, spec), likelihood,
+    parts = {"g": (generator, z, a), "discriminator": (network, *group)}
+    return Model(functools.partial(_init, parts), _standard_prior(architecture, spec), likelihood,
                  discriminator=discriminator)
 
 
@@ -183,22 +169,20 @@ def make_model(architecture: Architecture, spec: Spec) -> Model:
     return MODELS[architecture.model](architecture, spec)
 
 
-def all_params(model: Model, key: jax.Array) -> Params:
-    """Returns a model's fresh parameters, a flow's and a detail's among them."""
-    return (model.init(key) | (model.init_flow(key) if model.init_flow else {})
-            | (model.init_detail(key) if model.init_detail else {}))
-
-
 def count_parameters(params: Params) -> int:
     """Returns the number of values in a tree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _init(networks: dict[str, tuple], key: jax.Array) -> Params:
-    """networks: {name: (network, *example inputs)}."""
-    keys = jax.random.split(key, len(networks))
-    return {name: network.init(k, *inputs)["params"]
-            for k, (name, (network, *inputs)) in zip(keys, networks.items(), strict=True)}
+def _init(parts: dict[str, tuple], key: jax.Array, names: Collection[str] = ()) -> Params:
+    """parts: {name: (network, *example inputs)}; names: of those that are wanted, if not all."""
+    names = names or parts
+    params = {name: parts[name][0].init(k, *parts[name][1:])["params"]
+              for k, name in zip(jax.random.split(key, len(names)), names, strict=True)}
+    if "flow" in params:
+        channels = parts["flow"][1].shape[-1]
+        params["scale"] = {"mean": jnp.zeros(channels), "deviation": jnp.ones(channels)}
+    return params
 
 
 def _latents(architecture: Architecture, spec: Spec) -> tuple[tuple[int, ...], jax.Array]:
@@ -222,37 +206,37 @@ def _autoencoder(architecture: Architecture, spec: Spec, sees_x: bool = False, s
     width = architecture.width
     mixture = architecture.likelihood == "logistic_mixture"
     heads = 10 * architecture.components if mixture else 6
-    head_init = SMALL if mixture else nn.initializers.zeros if len(shape) == 1 else PIXELS
+    head_init = networks.SMALL if mixture else nn.initializers.zeros if len(shape) == 1 else networks.PIXELS
 
-    def networks(more: int, sees_x: bool, sees_z: bool) -> dict[str, tuple]:
+    def parts(more: int, sees_x: bool, sees_z: bool) -> dict[str, tuple]:
         if len(shape) == 1:
-            h: nn.Module = VectorEncoder(shape[0], width)
-            g: nn.Module = VectorDecoder(spec.image_shape, width, heads, more, head_init)
+            h: nn.Module = networks.VectorEncoder(shape[0], width)
+            g: nn.Module = networks.VectorDecoder(spec.image_shape, width, heads, more, head_init)
         else:
-            h = MapEncoder(shape[0], shape[2], width, architecture.blocks)
-            g = MapDecoder(spec.image_shape, width, architecture.blocks, heads, more, head_init)
+            h = networks.MapEncoder(shape[0], shape[2], width, architecture.blocks)
+            g = networks.MapDecoder(spec.image_shape, width, architecture.blocks, heads, more, head_init)
         return {"h": (h, x, a if sees_x else None), "g": (g, z, a if sees_z else None)}
 
-    def count(networks: dict[str, tuple]) -> int:
-        return count_parameters(jax.eval_shape(functools.partial(_init, networks), jax.random.key(0)))
+    def count(parts: dict[str, tuple]) -> int:
+        return count_parameters(jax.eval_shape(functools.partial(_init, parts), jax.random.key(0)))
 
     if sees_x and not sees_z:
-        return networks(0, True, False)
-    wanted = count(networks(0, True, False))
+        return parts(0, True, False)
+    wanted = count(parts(0, True, False))
     if len(shape) == 1:
-        f, h2 = (PriorNetwork(shape[0], architecture.prior_hidden),
-                 VectorAttributes(len(spec.attributes), 1 if spec.binary.all() else 2, architecture.prior_hidden))
+        f = networks.PriorNetwork(shape[0], architecture.prior_hidden)
+        h2 = networks.VectorAttributes(len(spec.attributes), 1 if spec.binary.all() else 2, architecture.prior_hidden)
         wanted += count({"f": (f, a), "h2": (h2, z)})
-        few, more = (count(networks(units, sees_x, sees_z)) for units in (1, 2))
-        return networks(max(1, 1 + round((wanted - few) / (more - few))), sees_x, sees_z)
-    few, more = (count(networks(extra, sees_x, sees_z)) for extra in (0, 1))
+        few, more = (count(parts(units, sees_x, sees_z)) for units in (1, 2))
+        return parts(max(1, 1 + round((wanted - few) / (more - few))), sees_x, sees_z)
+    few, more = (count(parts(extra, sees_x, sees_z)) for extra in (0, 1))
     extra = round((wanted - few) / max(1, more - few))
     channels = width * spec.image_shape[0] // shape[0] // 2
-    return networks(max(1 - channels, extra), sees_x, sees_z)  # a channel at least is left inside a block
+    return parts(max(1 - channels, extra), sees_x, sees_z)  # a channel at least is left inside a block
 
 
-def _posterior(spec: Spec, networks: dict[str, tuple], encode: Callable[..., jax.Array] | None) -> Callable:
-    h = networks["h"][0]
+def _posterior(spec: Spec, parts: dict[str, tuple], encode: Callable[..., jax.Array] | None) -> Callable:
+    h = parts["h"][0]
 
     def posterior(params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> Gaussian:
         heads = h.apply({"params": params["h"]}, _scaled(x, spec), None if encode is None else encode(y, mask))
@@ -261,10 +245,10 @@ def _posterior(spec: Spec, networks: dict[str, tuple], encode: Callable[..., jax
     return posterior
 
 
-def _likelihood(architecture: Architecture, spec: Spec, networks: dict[str, tuple],
+def _likelihood(architecture: Architecture, spec: Spec, parts: dict[str, tuple],
                 encode: Callable[..., jax.Array] | None) -> Callable:
     """Returns p(x|z), which sees y where there is an encode: given z, a CMMA's face does not depend on it."""
-    g, example, _ = networks["g"]
+    g, example, _ = parts["g"]
     start = 0.0 if architecture.latent_size else START_LOGVAR
     pixels = (_mixture if architecture.likelihood == "logistic_mixture" else
               functools.partial(_pixel_gaussian, start=start))
@@ -276,34 +260,42 @@ def _likelihood(architecture: Architecture, spec: Spec, networks: dict[str, tupl
     return likelihood
 
 
-def _flow(architecture: Architecture, spec: Spec, encode: Callable[..., jax.Array]) -> tuple[Any, Any]:
-    """Returns the velocity and its init, or None twice; encode: (y, mask) -> what it sees of the attributes."""
-    if architecture.prior == "gaussian":
-        return None, None
-    network = VelocityNetwork(architecture.flow_width, architecture.flow_blocks, architecture.precision)
-    shape, z = _latents(architecture, spec)
-    a = jnp.zeros((1, 2 * len(spec.attributes)))
+def _later(architecture: Architecture, spec: Spec) -> dict[str, tuple]:
+    """Returns the networks of later stages, those that the architecture has, with their example inputs."""
+    parts: dict[str, tuple] = {}
+    if architecture.prior == "flow":
+        network = VelocityNetwork(architecture.flow_width, architecture.flow_blocks, architecture.precision)
+        z, a = _latents(architecture, spec)[1], jnp.zeros((1, 2 * len(spec.attributes)))
+        parts["flow"] = network, z, jnp.zeros(1), a
+    if architecture.detail_width:
+        parts["detail"] = (
+            networks.DetailNetwork(architecture.detail_width, architecture.detail_blocks, architecture.components),
+            jnp.zeros((1, 4, 4, 12)), jnp.zeros((1, 4, 4, 24)), jnp.zeros((1, 4 * networks.LEVELS)))
+    return parts
+
+
+def _velocity(parts: dict[str, tuple], encode: Callable[..., jax.Array]) -> Callable | None:
+    """Returns the velocity, if there is a flow; encode: (y, mask) -> what it sees of the attributes."""
+    if "flow" not in parts:
+        return None
+    network, example = parts["flow"][:2]
 
     def velocity(params: Params, u: jax.Array, t: jax.Array, y: jax.Array, mask: jax.Array,
                  keys: jax.Array | None = None) -> jax.Array:
         keep = None if keys is None else [
-            (standard_uniform(fold_each(keys, block), (len(u), 4 * architecture.flow_width)) >= DROPOUT) / (1 - DROPOUT)
-            for block in range(architecture.flow_blocks)]
-        u = u.reshape(len(u), *shape)
+            (standard_uniform(fold_each(keys, block), (len(u), 4 * network.width)) >= DROPOUT) / (1 - DROPOUT)
+            for block in range(network.blocks)]
+        u = u.reshape(len(u), *example.shape[1:])
         return network.apply({"params": params["flow"]}, u, t, encode(y, mask), keep).reshape(len(u), -1)
 
-    def init(key: jax.Array) -> Params:
-        scale = {"mean": jnp.zeros(shape[-1]), "deviation": jnp.ones(shape[-1])}
-        return _init({"flow": (network, z, jnp.zeros(1), a)}, key) | {"scale": scale}
-
-    return velocity, init
+    return velocity
 
 
-def _detail(architecture: Architecture, spec: Spec) -> tuple[Any, Any]:
-    """Returns the distribution of a group of pixels and its init, or None twice."""
-    if not architecture.detail_width:
-        return None, None
-    network = DetailNetwork(architecture.detail_width, architecture.detail_blocks, architecture.components)
+def _detail(spec: Spec, parts: dict[str, tuple]) -> Callable | None:
+    """Returns the distribution of a group of pixels, if there is a detail."""
+    if "detail" not in parts:
+        return None
+    network = parts["detail"][0]
 
     def detail(params: Params, residual: jax.Array, around: Gaussian, centre: Gaussian, group: jax.Array
                ) -> LogisticMixture:
@@ -316,8 +308,7 @@ def _detail(architecture: Architecture, spec: Spec) -> tuple[Any, Any]:
         found = _mixture_around(heads, centre.mean, deviation, 0.0)
         return found._replace(means=found.means + (deviation * moves)[..., None])
 
-    example = jnp.zeros((1, 4, 4, 12)), jnp.zeros((1, 4, 4, 24)), jnp.zeros((1, 4 * LEVELS))
-    return detail, functools.partial(_init, {"detail": (network, *example)})
+    return detail
 
 
 def _discrete(architecture: Architecture) -> bool:

@@ -59,12 +59,9 @@ class Up(nn.Module):
 class Block(nn.Module):
     """Two 3x3 convolutions beside an identity, each of what was normalised, shifted and scaled by what is known; at the
     start the identity alone.
-
-    Attributes:
-      extra: channels that lie between the two beyond those of x, or below 0 fewer.
     """
 
-    extra: int = 0
+    extra: int = 0  # channels that lie between the two beyond those of x, or below 0 fewer
 
     @nn.compact
     def __call__(self, x: jax.Array, known: jax.Array | None = None) -> jax.Array:
@@ -105,18 +102,12 @@ class PriorNetwork(nn.Module):
 
 
 class MapEncoder(nn.Module):
-    """h: a face and its attributes to the mean and log-variance of q(z|x, y), z a map.
-
-    Attributes:
-      cells, channels: of the map.
-      width: channels of the first convolution; each stage doubles them.
-      blocks: residual blocks at the map's own size, which the attributes enter.
-    """
+    """h: a face and its attributes to the mean and log-variance of q(z|x, y), z a map."""
 
     cells: int
-    channels: int
-    width: int
-    blocks: int
+    channels: int  # of the map
+    width: int  # channels of the first convolution; each stage doubles them
+    blocks: int  # residual, at the map's own size, which the attributes enter
 
     @nn.compact
     def __call__(self, x: jax.Array, a: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -133,21 +124,13 @@ class MapEncoder(nn.Module):
 
 
 class MapDecoder(nn.Module):
-    """g: a map to the parameters of p(x|z), `heads` values a pixel; h's mirror image.
-
-    Attributes:
-      image_shape: (H, W, 3).
-      width, blocks: as of `MapEncoder`.
-      heads: values a pixel.
-      head_init: how the heads start.
-      extra: of the blocks, by which capacities are matched.
-    """
+    """g: a map to the parameters of p(x|z), `heads` values a pixel; h's mirror image."""
 
     image_shape: tuple[int, int, int]
-    width: int
+    width: int  # as of `MapEncoder`
     blocks: int
     heads: int
-    extra: int = 0
+    extra: int = 0  # of the blocks, by which capacities are matched
     head_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
@@ -189,15 +172,11 @@ class MapAttributes(nn.Module):
 class DetailNetwork(nn.Module):
     """The parameters of a group of pixels' distribution, from the pixels before it and what z says of all: residual
     blocks, which the group's number enters, and beside them a linear interpolation of those pixels.
-
-    Attributes:
-      width, blocks: channels, and residual blocks of them.
-      components: K.
     """
 
-    width: int
-    blocks: int
-    components: int
+    width: int  # channels
+    blocks: int  # residual
+    components: int  # K
 
     @nn.compact
     def __call__(self, residual: jax.Array, picture: jax.Array, group: jax.Array
@@ -246,15 +225,11 @@ class DiscriminatorNetwork(nn.Module):
 
     Beside a face's features it sees their deviations over a group of GROUP neighbours in the batch (minibatch
     discrimination, Salimans et al. 2016, in the form of Karras et al. 2018, a value a feature). Without it a
-    generator whose samples are all alike is told only by each of them, and stays so.
-
-    Attributes:
-      width: channels of the first convolution.
-      projection: whether the logit also has the inner product of the face's features and the attributes' (Miyato and
-        Koyama 2018).
+    generator whose samples are all alike is told only by each of them, and stays so. By projection the logit also has
+    the inner product of the face's features and the attributes' (Miyato and Koyama 2018).
     """
 
-    width: int
+    width: int  # channels of the first convolution
     projection: bool = False
 
     @nn.compact
@@ -271,23 +246,14 @@ class DiscriminatorNetwork(nn.Module):
 
 
 class VectorDecoder(nn.Module):
-    """g: a vector to the parameters of p(x|z), `heads` values a pixel; h's mirror image (Fig. 5, bottom).
-
-    Attributes:
-      image_shape: (H, W, 3).
-      width: channels of the last stage before the heads.
-      heads: values a pixel.
-      hidden: softplus units beside z at the entrance, which see the attributes, or z where there are none.
-      head_init: how the heads start.
-      norm: whether each stage is normalised over its pixels and channels, which keeps a generator from saturating.
-    """
+    """g: a vector to the parameters of p(x|z), `heads` values a pixel; h's mirror image (Fig. 5, bottom)."""
 
     image_shape: tuple[int, int, int]
-    width: int
+    width: int  # channels of the last stage before the heads
     heads: int
-    hidden: int = 0
+    hidden: int = 0  # softplus units beside z at the entrance, which see the attributes, or z where there are none
     head_init: nn.initializers.Initializer = nn.initializers.zeros
-    norm: bool = False
+    norm: bool = False  # each stage is normalised over pixels and channels, which keeps a generator from saturating
 
     @nn.compact
     def __call__(self, z: jax.Array, a: jax.Array | None = None) -> jax.Array:

@@ -13,21 +13,12 @@ from cmma_jax.models.networks import GROUP
 
 
 class Terms(NamedTuple):
-    """The terms of Eq. 6 and the paper's joint term, an example each, in nats.
+    """The terms of Eq. 6 and the paper's joint term, an example each, in nats."""
 
-    Attributes:
-      reconstruction: [B] log p(x|z) at one sample z ~ q(z|x, y) (Eqs. 8 and 11).
-      kl: [B] KL[q(z|x, y) || p(z|y)] (Eq. 7); where the prior is a flow, an unbiased estimate at that z.
-      kl_latents: [B, J] that of each latent from the Gaussian prior, in closed form; without a flow kl is their sum.
-      attributes: [B] log q(y|z) of the known attributes at that z; trains q(y|z) alone.
-      attributes_prior: [B] the same at one z of the Gaussian prior: the paper's stand-in for log p(y) (end of 2.1).
-    """
-
-    reconstruction: jax.Array
-    kl: jax.Array
-    kl_latents: jax.Array
-    attributes: jax.Array
-    attributes_prior: jax.Array
+    reconstruction: jax.Array  # [B] log p(x|z) at one sample z ~ q(z|x, y) (Eqs. 8 and 11)
+    kl: jax.Array  # [B] KL[q(z|x, y) || p(z|y)] (Eq. 7); where the prior is a flow, an unbiased estimate at that z
+    attributes: jax.Array  # [B] log q(y|z) of the known attributes at that z; trains q(y|z) alone
+    attributes_prior: jax.Array  # [B] that at one z of the Gaussian prior: the paper's stand-in for log p(y) (2.1)
 
     @property
     def bound(self) -> jax.Array:
@@ -64,11 +55,9 @@ def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Arra
             return jnp.zeros(len(x))
         return jnp.where(scored, model.attributes(params, z).log_prob(y), 0).sum(-1)
 
-    kl_latents = kl(q, p)
-    whole = sum_event(kl_latents)
-    if model.velocity is not None:
-        whole = -sum_event(q.entropy) - log_prior(model, params, z, y, mask, trace_key, steps)
-    return Terms(reconstruction, whole, kl_latents, attribute_term(jax.lax.stop_gradient(z), known),
+    divergence = (sum_event(kl(q, p)) if model.velocity is None else
+                  -sum_event(q.entropy) - log_prior(model, params, z, y, mask, trace_key, steps))
+    return Terms(reconstruction, divergence, attribute_term(jax.lax.stop_gradient(z), known),
                  attribute_term(p.sample(prior_key), mask))
 
 
@@ -78,12 +67,6 @@ def log_likelihood(model: Model, params: Params, x: jax.Array, z: jax.Array, y: 
     if model.detail is not None:
         return detail.log_prob(model, params, x, z, y, mask)
     return sum_event(model.likelihood(params, z, y, mask).log_prob(x))
-
-
-def summary(terms: Terms) -> dict[str, jax.Array]:
-    """Returns the figures that are recorded, [B] each, in nats."""
-    return {"bound": terms.bound, "reconstruction": terms.reconstruction, "kl": terms.kl,
-            "attributes": terms.attributes, "attributes_prior": terms.attributes_prior}
 
 
 def hide_attributes(key: jax.Array, mask: jax.Array, wholly: float, partly: float) -> jax.Array:
@@ -133,20 +116,15 @@ BRIGHTER, SHIFTED, CUT = 0.25, 8, 4
 class GanTerms(NamedTuple):
     """What a CGAN's two players pay, an example each, in nats, and how the discriminator fares.
 
-    Attributes:
-      generator: [B] -log D(G(u, y), y), non-saturating (Goodfellow et al. 2014); no gradient for D.
-      discriminator: [B] -log D(x, y) - log(1 - D(G(u, y), y)), and where asked for -w log(1 - D(x, y')), y' the
-        attributes of another real face (Reed et al. 2016); no gradient for G.
-      penalty: [B] ((D(x + e v, y) - D(x, y)) / e)^2 at a random v ~ N(0, I), e small: the squared gradient of D at
-        real faces but for terms in e, in units of `pixel_deviation` (Mescheder, Geiger and Nowozin 2018, without their
-        second derivatives); no gradient for G.
-      accuracy: [B] the share of the two, real and made, that D tells rightly.
+    The discriminator pays, where asked for, -w log(1 - D(x, y')) too, y' the attributes of another real face (Reed et
+    al. 2016). The penalty is taken at a random v ~ N(0, I), e small: the squared gradient of D at real faces but for
+    terms in e, in units of `pixel_deviation` (Mescheder, Geiger and Nowozin 2018, without their second derivatives).
     """
 
-    generator: jax.Array
-    discriminator: jax.Array
-    penalty: jax.Array
-    accuracy: jax.Array
+    generator: jax.Array  # [B] -log D(G(u, y), y), non-saturating (Goodfellow et al. 2014); no gradient for D
+    discriminator: jax.Array  # [B] -log D(x, y) - log(1 - D(G(u, y), y)); no gradient for G
+    penalty: jax.Array  # [B] ((D(x + e v, y) - D(x, y)) / e)^2; no gradient for G
+    accuracy: jax.Array  # [B] the share of the two, real and made, that D tells rightly
 
 
 def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array,
@@ -155,10 +133,7 @@ def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: j
     """Returns a CGAN's losses; both players move at once, each by its own loss.
 
     Args:
-      model: a CGAN.
-      params: its parameters.
-      key: one key, or [B] keys, one an example.
-      x: [B, H, W, 3] real faces in [0, 1].
+      model, params, key, x: as for `elbo`; x are real faces.
       y, mask: [B, A] their attributes, which are also the attributes asked of the generator: draws from the data.
       dropout: fraction of the pixel values that the discriminator does not see, other ones of each group of faces.
       pixel_deviation: the data's, by which the discriminator's network divides.
@@ -228,7 +203,7 @@ def make_loss(model: Model, attribute_dropout: float, attribute_weight: float, k
         terms = elbo(model, params, bound_key, x, y, seen, known=mask)
         gain = (terms.reconstruction - kl_weight * terms.kl
                 + attribute_weight * (terms.attributes + terms.attributes_prior))
-        return -gain / x[0].size, summary(terms)
+        return -gain / x[0].size, {"bound": terms.bound, **terms._asdict()}
 
     return loss
 

@@ -12,25 +12,17 @@ Kind = Literal["binary", "real"]
 class Spec:
     """What a model must know of its data, and what travels with a checkpoint.
 
-    Attributes:
-      dataset: name of the data set.
-      attributes: names of the A attributes, in the order of the columns of y.
-      kinds: [A], of each attribute: "binary" (y in {0, 1}) or "real" (y standardised).
-      attribute_mean, attribute_std: [A] training-row statistics of the attributes as they were read;
-        for "real", y = (score - mean) / std.
-      mean_face: [H, W, 3] float32, the mean training face, pixels in [0, 1].
-      pixel_std: the root mean squared deviation of a training pixel from the mean face.
-      attribute_percentiles: [A][101] of the training rows as they were read, 0th to 100th; [A][0] of binary ones.
+    Statistics are of the training rows, those of attributes as they were read.
     """
 
-    dataset: str
-    attributes: tuple[str, ...]
-    kinds: tuple[Kind, ...]
-    attribute_mean: tuple[float, ...]
-    attribute_std: tuple[float, ...]
-    mean_face: np.ndarray
-    pixel_std: float
-    attribute_percentiles: tuple[tuple[float, ...], ...]
+    dataset: str  # its name
+    attributes: tuple[str, ...]  # names of the A attributes, in the order of the columns of y
+    kinds: tuple[Kind, ...]  # [A]: "binary", y in {0, 1}, or "real", y = (score - mean) / std
+    attribute_mean: tuple[float, ...]  # [A]
+    attribute_std: tuple[float, ...]  # [A]
+    mean_face: np.ndarray  # [H, W, 3] float32, pixels in [0, 1]
+    pixel_std: float  # the root mean squared deviation of a pixel from the mean face
+    attribute_percentiles: tuple[tuple[float, ...], ...]  # [A][101], 0th to 100th; [A][0] of binary ones
 
     @property
     def binary(self) -> np.ndarray:
@@ -45,11 +37,6 @@ class Spec:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.mean_face.shape
-
-    @property
-    def dimensions(self) -> int:
-        """D, the number of pixel values of a face."""
-        return int(np.prod(self.mean_face.shape))
 
     def to_json(self) -> dict:
         """Returns plain lists and numbers; `from_json` is its exact inverse."""

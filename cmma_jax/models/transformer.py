@@ -24,16 +24,11 @@ class VelocityNetwork(nn.Module):
     Time and attributes shift, scale and gate each block, whose own layers need no bias beside a shift. At the start it
     says 0. The units of a feed-forward layer are squared ReLUs (So et al. 2021), of which dropout leaves out some of a
     face's, the same in all of its tokens.
-
-    Attributes:
-      width: features of a token, a multiple of HEAD.
-      blocks: of attention and a feed-forward layer.
-      precision: of the factors of the blocks' products (`product`).
     """
 
-    width: int
-    blocks: int
-    precision: str = "float32"
+    width: int  # features of a token, a multiple of HEAD
+    blocks: int  # of attention and a feed-forward layer
+    precision: str = "float32"  # of the factors of the blocks' products (`product`)
 
     @nn.compact
     def __call__(self, z: jax.Array, t: jax.Array, a: jax.Array, keep: Sequence[jax.Array] | None = None) -> jax.Array:

@@ -75,7 +75,7 @@ class FaceModel:
     @property
     def guided(self) -> bool:
         """Whether there is a flow that sees attributes, and so takes guidance."""
-        return self.run.model.velocity is not None and self.run.model.attributes is not None
+        return self.run.model.guided
 
     def generate(self, attributes: Settings | None = None, n: int = 1, seed: int = 0, temperature: float = 1.0,
                  groups: bool = True, guidance: float | None = None, steps: int = STEPS, detail: float | None = None
@@ -86,15 +86,11 @@ class FaceModel:
           attributes: what they are to have.
           n: how many.
           seed: of the noise; face i depends on the seed and i alone.
-          temperature: factor on the noise's deviation; 0: the face at its mean, n times.
           groups: whether setting an attribute resets what contradicts it.
-          guidance: the scale w of classifier-free guidance, of a flow: velocity(y) + (w - 1) (velocity(y) -
-            velocity(nothing)). 1: none; above 1 faces show their attributes more, and differ less; None: 1.5 where
-            all attributes are named, towards 5 as fewer are, or 1 where there is no flow. Where nothing is asked for
-            it has no effect.
-          steps: of the flow's solver, two velocities each; fewer are faster and less exact.
-          detail: the temperature at which pixels are drawn as well, by a model with a detail; 1: from p(x|y) itself,
-            grain and all; None: the decoder's mean, a smooth face.
+          temperature, steps, detail: as of `faces.generate`.
+          guidance: the scale w of a flow's classifier-free guidance; above 1 faces show their attributes more, and
+            differ less; 1: none; None: 1.5 where all attributes are named, towards 5 as fewer are. Where nothing is
+            asked for it has no effect.
         """
         return self.generate_encoded(*self._rows(attributes or {}, max(n, 0), groups), seed, temperature, guidance,
                                      steps, detail)
@@ -127,10 +123,8 @@ class FaceModel:
           attributes: what they are to have.
           y: what they have, as far as that is known; the rest is inferred from each face, by q(y|z). Without q(y|z),
             as in a CVAE, it stays unknown.
-          intensity: 0 is no change, 1 what was asked for, under a flow plainly visible; a negative one leads the other
-            way.
-          literal, keep_detail, steps: as of `faces.edit`; literal is for Gaussian priors alone.
-          groups: whether setting an attribute resets what contradicts it.
+          intensity, literal, keep_detail, steps: as of `faces.edit`.
+          groups: as of `generate`.
         """
         x = self._faces(x)
         self._settings().settle(attributes, *self.encode({}), groups)  # errors before the work
@@ -158,7 +152,7 @@ class FaceModel:
         return faces.in_batches(change, x, y, mask, new_y, new_mask, intensity)
 
     def infer_attributes(self, x: np.ndarray, y: Settings | None = None, seed: int = 0,
-                         samples: int = INFERENCE_SAMPLES, steps: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+                         samples: int = INFERENCE_SAMPLES) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Returns {name: (mean [N], deviation [N])}: a binary attribute's probability, a real-valued one's score.
 
         The deviation is that of the probability between samples of z, or of q(y|x) in the score's units.
@@ -166,10 +160,10 @@ class FaceModel:
         Args:
           x: the faces.
           y: what is known of all of them.
-          seed, samples, steps: as of `faces.infer_attributes`.
+          seed, samples: of the draws of z.
         """
         x = self._faces(x)
-        mean, deviation = self._infer(x, *self._rows(y or {}, len(x), True), seed, samples, steps)
+        mean, deviation = self._infer(x, *self._rows(y or {}, len(x), True), seed, samples)
         spec = self.run.spec
         scale = np.where(spec.binary, 1, spec.attribute_std)[None]
         mean, deviation = mean * scale + np.where(spec.binary, 0, spec.attribute_mean)[None], deviation * scale
@@ -201,11 +195,10 @@ class FaceModel:
 
         Args:
           attribute: its name.
-          levels: [T] intensities: 0 is the face as it is, 1 an edit that sets the attribute (of a real-valued one:
-            raises it by a deviation), and a negative one leads the other way.
+          levels: [T] intensities of an edit that sets it, or raises a real-valued one by a deviation.
           attributes: what the face else has; it is the one at the prior's mean, or a sample of a flow.
           face: a face instead; what it has is inferred.
-          groups: whether the attribute resets what contradicts it.
+          groups: as of `generate`.
         """
         levels = np.asarray(levels, np.float32)
         if face is None and self.run.model.velocity is not None:
@@ -239,7 +232,7 @@ class FaceModel:
         """Returns y, mask: [N, A] of faces x with what is unknown inferred by q(y|z), where there is one."""
         if self.run.model.attributes is None or mask.all():
             return y, mask
-        mean, _ = self._infer(x, y, mask, 0, INFERENCE_SAMPLES, 0)
+        mean, _ = self._infer(x, y, mask, 0, INFERENCE_SAMPLES)
         inferred = np.where(self.run.spec.binary[None], mean > 0.5, mean).astype(np.float32)
         return np.where(mask, y, inferred), np.ones_like(mask)
 
@@ -289,14 +282,13 @@ class FaceModel:
         y, mask = self.encode(attributes, groups)
         return np.repeat(y[None], n, 0), np.repeat(mask[None], n, 0)
 
-    def _infer(self, x, y, mask, seed, samples, steps) -> tuple[np.ndarray, np.ndarray]:
+    def _infer(self, x, y, mask, seed, samples) -> tuple[np.ndarray, np.ndarray]:
         self._require("attributes", "has no q(y|z), by which attributes are inferred; use a CMMA")
-        for name, value, least in (("samples", samples, 1), ("steps", steps, 0)):
-            _require(value, name, least)
+        _require(samples, "samples", 1)
 
         def infer(rows, *arrays):
             return faces.infer_attributes(self.run.model, self.run.params, row_keys(seed, rows), *arrays,
-                                          samples=samples, steps=steps)
+                                          samples=samples)
 
         return faces.in_batches(infer, np.arange(len(x)), x, y, mask)
 

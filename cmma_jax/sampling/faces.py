@@ -67,7 +67,7 @@ def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Arr
     """
     intensity = jnp.broadcast_to(jnp.asarray(intensity, x.dtype), (len(x),))[:, None]
     start = _latent(model, params, x, y, mask)
-    if _flow_sees_attributes(model):
+    if model.guided:
         end = transport(model, params, start, Wanted(y, mask), Wanted(new_y, new_mask), EDIT_SCALE * intensity, steps)
     else:
         begun = _latent(model, params, x, new_y, new_mask) if literal else start
@@ -82,11 +82,6 @@ def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Arr
     return jnp.where(keep_detail, kept, jnp.clip(after, 0, 1))
 
 
-def _flow_sees_attributes(model: Model) -> bool:
-    """A CVAE's and a VAE's z do not depend on y, and so they have no q(y|z)."""
-    return model.velocity is not None and model.attributes is not None
-
-
 def _latent(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns [B, J], where an edit begins: a draw from q(z|x, y) where a flow is trained on such, else its mean.
 
@@ -98,9 +93,9 @@ def _latent(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.
     return q.sample(row_keys(0, jnp.zeros(len(x), int)))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("samples", "steps"))
+@functools.partial(jax.jit, static_argnums=0, static_argnames="samples")
 def infer_attributes(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Array, mask: jax.Array,
-                     *, samples: int = 20, steps: int = 0) -> tuple[jax.Array, jax.Array]:
+                     *, samples: int = 20) -> tuple[jax.Array, jax.Array]:
     """Returns what attributes faces have, mean and deviation [B, A]: q(y|z) averaged over z ~ q(z|x, known y).
 
     The mean of a binary attribute is its probability, and its deviation that of the probability between samples of z;
@@ -111,19 +106,11 @@ def infer_attributes(model: Model, params: Params, key: jax.Array, x: jax.Array,
       key: one key, or [B] keys, one an example.
       y, mask: what is known of their attributes; an empty mask: nothing.
       samples: of z.
-      steps: of a chain in which each sample goes on: y ~ q(y|z), the known ones kept, then z ~ q(z|x, y)
-        (Bengio et al. 2014, the paper's [4]).
     """
     q = model.posterior(params, x, y, mask)
 
     def sample(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mine = fold_each(key, i)
-        z = q.sample(fold_each(mine, 0))
-        for step in range(steps):
-            drawn = model.attributes(params, z).sample(fold_each(mine, 2 * step + 1))
-            drawn = jnp.where(mask, y, drawn)
-            z = model.posterior(params, x, drawn, jnp.ones_like(mask)).sample(fold_each(mine, 2 * step + 2))
-        inferred = model.attributes(params, z)
+        inferred = model.attributes(params, q.sample(fold_each(fold_each(key, i), 0)))
         return inferred.mean, inferred.variance
 
     means, variances = jax.lax.map(sample, jnp.arange(samples))

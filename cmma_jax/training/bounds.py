@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,43 @@ from cmma_jax.errors import InputError
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS
 from cmma_jax.models.model import Model, Params
-from cmma_jax.models.objectives import elbo, importance_weighted_bound, make_flow_loss, summary
+from cmma_jax.models.objectives import Terms, elbo, importance_weighted_bound, make_flow_loss
 
-TERMS = ("bound", "reconstruction", "kl", "attributes", "attributes_prior")  # as of `summary`
-ACTIVE_NATS = 0.01  # a latent is active where its posterior says more than this beyond its prior, on average
+TERMS = ("bound", *Terms._fields)
 
 
-def exact_pixels(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns uint8 faces [B, H, W, 3] as they are, in [0, 1]; the scale of every bound in nats."""
-    del key
-    return pixels(x)
+def by_rows(compute: Callable[[np.ndarray, Faces], jax.Array], faces: Faces, at_once: int, width: int = 1,
+            save: pathlib.Path | None = None, progress: str = "") -> np.ndarray:
+    """Returns figures of N faces, [N, width] float64, computed for so many at once.
+
+    Args:
+      compute: ([at_once] row numbers, those faces) -> their figures; the last face is repeated to fill up.
+      save: a file of JSON lines to which each finished face goes; a second call with it goes on from there. The caller
+        names in it whatever the result depends on.
+      progress: name on the progress bar; empty: no bar.
+    """
+    done = kept_rows(save, width)
+    todo = [row for row in range(faces.size) if row not in done]
+    with tqdm(total=faces.size, initial=faces.size - len(todo), unit=" faces", desc=progress, disable=not progress,
+              dynamic_ncols=True) as bar:
+        for start in range(0, len(todo), at_once):
+            group = todo[start:start + at_once]
+            rows = np.asarray(group + group[-1:] * (at_once - len(group)))
+            found = np.asarray(compute(rows, Faces(*(np.asarray(a)[rows] for a in faces))), np.float64)
+            new = dict(zip(group, found.reshape(at_once, width), strict=False))
+            add_lines(save, {row: values.tolist() for row, values in new.items()})
+            done |= new
+            bar.update(len(group))
+    return np.stack([done[row] for row in range(faces.size)])
+
+
+def kept_rows(save: pathlib.Path | None, width: int) -> dict[int, np.ndarray]:
+    """Returns the faces that a stopped call of `by_rows` had finished, `width` figures each; others are done again."""
+    done = {}
+    for row, values in read_lines(save).items():
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            done[row] = np.asarray(values, np.float64).reshape(width)
+    return done
 
 
 def dequantised_pixels(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -39,53 +66,29 @@ def dequantised_pixels(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100,
-                      as_pixels: Callable[[jax.Array, jax.Array], jax.Array] = exact_pixels,
+                      as_pixels: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
                       steps: int = STEPS, save: pathlib.Path | None = None, progress: str = "") -> dict[str, float]:
     """Returns the mean bound over faces, one sample of z each, with its parts, in nats a face.
 
     Keys: bound, bound_stderr (the standard error of the mean over faces), reconstruction, kl, attributes,
-    attributes_prior, active_latents, and where p(x|z) is discrete bits_per_dim with bits_per_dim_stderr. A face's noise
+    attributes_prior, and where p(x|z) is discrete bits_per_dim with bits_per_dim_stderr. A face's noise
     comes from the seed and its row alone, so the figure does not depend on batch_size beyond rounding.
 
     Args:
       model, params, faces, seed, batch_size: what is measured, by which noise, how many faces at once.
-      as_pixels: ([B] keys, uint8 faces) -> pixels.
+      as_pixels: ([B] keys, uint8 faces) -> pixels; None: as they are, in [0, 1], the scale of every bound in nats.
       steps: of a flow's solver.
-      save: a file of JSON lines to which each finished batch goes; a second call with it goes on from there. The caller
-        names in it whatever the result depends on, batch_size too.
-      progress: name on the progress bar; empty: no bar.
+      save, progress: as of `by_rows`; the result depends on batch_size too.
     """
-    kept = read_lines(save)
-    terms, kl_latents = [], np.zeros(())
-    with tqdm(total=faces.size, unit=" faces", desc=progress, disable=not progress, dynamic_ncols=True) as bar:
-        for rows, inside, batch in _batches(faces, batch_size):
-            count, number = int(inside.sum()), int(rows[0]) // batch_size
-            found = _kept_batch(kept.get(number), count)
-            if found is None:
-                part, kl = _batch_terms(model, as_pixels, steps, params, batch, rows, seed)
-                found = (np.stack([np.asarray(part[name], np.float64)[inside] for name in TERMS]),
-                         np.asarray(kl, np.float64)[inside].sum(0))
-                add_lines(save, {number: [each.tolist() for each in found]})
-            terms.append(found[0])
-            kl_latents = kl_latents + found[1]
-            bar.update(count)
-    every = dict(zip(TERMS, np.concatenate(terms, 1), strict=True))
+    found = by_rows(functools.partial(_batch_terms, model, as_pixels, steps, params, seed), faces, batch_size,
+                    len(TERMS), save, progress)
+    every = dict(zip(TERMS, found.T, strict=True))
     result = {name: float(values.mean()) for name, values in every.items()}
     if model.discrete:
         dimensions = int(np.prod(faces.x.shape[1:]))
-        result |= {"bits_per_dim": bits_per_byte(result["bound"], dimensions),
+        result |= {"bits_per_dim": bits(result["bound"], dimensions, 255),
                    "bits_per_dim_stderr": _stderr(every["bound"]) / (dimensions * math.log(2))}
-    return result | {"bound_stderr": _stderr(every["bound"]),
-                     "active_latents": int((kl_latents / faces.size > ACTIVE_NATS).sum())}
-
-
-def _kept_batch(value: object, count: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns a batch's terms [T, count] and each latent's KL [J] as a stopped call left them; None: it did not."""
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        terms, kl_latents = (np.asarray(each, np.float64) for each in value)  # type: ignore[attr-defined]
-        if terms.shape == (len(TERMS), count) and kl_latents.ndim == 1:
-            return terms, kl_latents
-    return None
+    return result | {"bound_stderr": _stderr(every["bound"])}
 
 
 def dequantised_bits(model: Model, params: Params, faces: Faces, seed: int = 0, **how) -> tuple[float, float]:
@@ -95,18 +98,16 @@ def dequantised_bits(model: Model, params: Params, faces: Faces, seed: int = 0, 
     """
     smooth = variational_bound(model, params, faces, seed, as_pixels=dequantised_pixels, **how)
     dimensions = int(np.prod(faces.x.shape[1:]))
-    return bits_per_dimension(smooth["bound"], dimensions), smooth["bound_stderr"] / (dimensions * math.log(2))
+    return bits(smooth["bound"], dimensions, 256), smooth["bound_stderr"] / (dimensions * math.log(2))
 
 
 def flow_matching(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100) -> float:
     """Returns the mean matching error of a flow prior over faces, all attributes told; 1 is the Gaussian prior."""
-    values = [np.asarray(_batch_matching(model, params, batch, rows, seed))[inside]
-              for rows, inside, batch in _batches(faces, batch_size)]
-    return float(np.concatenate(values).mean(dtype=np.float64))
+    return float(by_rows(functools.partial(_batch_matching, model, params, seed), faces, batch_size).mean())
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _batch_matching(model, params, batch, rows, seed):
+def _batch_matching(model, params, seed, rows, batch):
     keys = row_keys(seed, rows)
     return make_flow_loss(model)(params, keys, pixels(batch.x), batch.y, batch.mask)[0]
 
@@ -123,43 +124,32 @@ def importance_weighted(model: Model, params: Params, faces: Faces, samples: int
     """
     if samples < 1:
         raise InputError(f"--iwae={samples}: the importance-weighted bound needs at least 1 sample")
-    values = np.concatenate([
-        np.asarray(_batch_weighted(model, params, batch, rows, seed, samples), np.float64)[inside]
-        for rows, inside, batch in _batches(faces, batch_size)])
+    values = by_rows(functools.partial(_batch_weighted, model, samples, params, seed), faces, batch_size)[:, 0]
     return {"iwae": float(values.mean()), "iwae_stderr": _stderr(values), "iwae_samples": samples}
-
-
-def _batches(faces: Faces, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, Faces]]:
-    """Yields ([B] row numbers, [B] whether they are there, faces); the last batch is filled up with its last face."""
-    for start in range(0, faces.size, batch_size):
-        rows = np.arange(start, start + batch_size)
-        yield rows, rows < faces.size, jax.tree.map(lambda a, rows=rows: a[np.minimum(rows, faces.size - 1)], faces)
 
 
 def _stderr(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _batch_weighted(model, params, batch, rows, seed, samples):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _batch_weighted(model, samples, params, seed, rows, batch):
     keys = row_keys(seed, rows)
     return importance_weighted_bound(model, params, keys, pixels(batch.x), batch.y, batch.mask, samples)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _batch_terms(model, as_pixels, steps, params, batch, rows, seed):
+def _batch_terms(model, as_pixels, steps, params, seed, rows, batch):
     keys = row_keys(seed, rows)
     pixel_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    terms = elbo(model, params, noise_keys, as_pixels(pixel_keys, batch.x), batch.y, batch.mask,
-                 steps=steps)
-    return summary(terms), terms.kl_latents
+    x = as_pixels(pixel_keys, batch.x) if as_pixels else pixels(batch.x)
+    terms = elbo(model, params, noise_keys, x, batch.y, batch.mask, steps=steps)
+    return jnp.stack([terms.bound, *terms], 1)
 
 
-def bits_per_dimension(bound: float, dimensions: int) -> float:
-    """Returns bits a pixel value for a bound, in nats, on the density of dequantised faces in [0, 1]."""
-    return 8 - bound / (dimensions * math.log(2))
+def bits(bound: float, dimensions: int, levels: int) -> float:
+    """Returns bits a pixel value, -log2 P / D, for a bound, in nats, on log P + D ln levels, P the bytes' probability.
 
-
-def bits_per_byte(bound: float, dimensions: int) -> float:
-    """Returns bits a pixel value for a bound, in nats, on log P + D ln 255, P the probability of the bytes."""
-    return (math.log(255) - bound / dimensions) / math.log(2)
+    levels: 255 of what is discretised; 256 of the density of dequantised faces, one bin of 1/256 a byte.
+    """
+    return (math.log(levels) - bound / dimensions) / math.log(2)

@@ -5,7 +5,6 @@ of an epoch begun, and a CRC-32 of each array. The facts have a CRC-32 themselve
 """
 
 import contextlib
-import dataclasses
 import errno
 import functools
 import itertools
@@ -24,22 +23,13 @@ import orbax.checkpoint as ocp
 
 from cmma_jax.errors import InputError
 from cmma_jax.models.spec import Spec
-from cmma_jax.training.config import Config, refuse_old_version
+from cmma_jax.training.config import OWN, Config, refuse_old_version
 from cmma_jax.training.parallel import on_all_processes
 
-FIRST, DETAIL, FLOW = "checkpoints", "detail", "flow"  # the folders, in a run's, of its stages, in their order
-OWN = {DETAIL: "detail", FLOW: "flow"}  # the parameters that a stage trains; the first one's are all that it has
 RANKED_BY = "score"  # the higher the better: the validation bound, or a CGAN's number of epochs
 ON_HOST = ocp.RestoreArgs(restore_type=np.ndarray)
 SAVE_SECONDS = 300  # in which a save must end: one that hangs is told as an error, and not waited for for ever
 DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES)
-
-
-def up_to(config: Config, folder: str) -> Config:
-    """Returns settings without the stages that come after the one of a folder."""
-    if folder != FLOW:
-        config = dataclasses.replace(config, prior="gaussian")
-    return dataclasses.replace(config, detail_width=0) if folder == FIRST else config
 
 
 def has_checkpoints(folder: pathlib.Path) -> bool:

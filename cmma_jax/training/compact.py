@@ -6,7 +6,6 @@ It holds no code: what is read is numbers and names. The same model gives the sa
 """
 
 import dataclasses
-import functools
 import itertools
 import json
 import pathlib
@@ -20,7 +19,7 @@ import safetensors.numpy
 from cmma_jax.data.files import write_whole
 from cmma_jax.data.images import one_line
 from cmma_jax.errors import InputError
-from cmma_jax.models.model import Model, Params, all_params, make_model
+from cmma_jax.models.model import Model, Params, make_model
 from cmma_jax.models.spec import Spec
 from cmma_jax.training.config import Config
 
@@ -79,7 +78,7 @@ def read_compact(path: pathlib.Path) -> tuple[Config, Spec, int, int, Model, Par
             try:
                 config, spec, step, epoch = _facts(metadata["cmma_jax"], file.get_tensor(MEAN_FACE))
                 model = make_model(config, spec)
-                like = jax.eval_shape(functools.partial(all_params, model), jax.random.key(0))
+                like = jax.eval_shape(model.init, jax.random.key(0))
             except Exception as error:  # whatever JSON and the constructors say of what nobody has checked
                 raise _wrong(path, one_line(error)) from error
             wanted = {PARAMS + name: ("F32" if name.startswith(EXACT) else "F16", tuple(a.shape))

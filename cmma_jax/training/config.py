@@ -9,6 +9,9 @@ from cmma_jax.data.table import Reading, parse_unknown
 from cmma_jax.errors import InputError, did_you_mean, split_names
 from cmma_jax.models.architecture import Architecture, ModelName, check
 
+FIRST, DETAIL, FLOW = "checkpoints", "detail", "flow"  # the folders, in a run's, of its stages, in their order
+OWN = {DETAIL: "detail", FLOW: "flow"}  # the parameters that a stage trains; the first one's are all that it has
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(Architecture):
@@ -180,6 +183,13 @@ class Config(Architecture):
                 raise InputError(f"config.json has {name}={json.dumps(value):.80}, which is no value of it; restore it "
                                  "or start a new --run_dir")
         return cls(**fields)
+
+
+def up_to(config: Config, folder: str) -> Config:
+    """Returns settings without the stages that come after the one of a folder."""
+    if folder != FLOW:
+        config = dataclasses.replace(config, prior="gaussian")
+    return dataclasses.replace(config, detail_width=0) if folder == FIRST else config
 
 
 def refuse_old_version(text: str, what: str) -> None:

@@ -1,6 +1,5 @@
 """Finished runs: where they are, and their best checkpoint as a model with its parameters."""
 
-import functools
 import json
 import pathlib
 import shlex
@@ -11,12 +10,12 @@ import jax
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import Dataset
 from cmma_jax.errors import InputError
-from cmma_jax.models.model import Model, Params, all_params, make_model
+from cmma_jax.models.model import Model, Params, make_model
 from cmma_jax.models.spec import Spec
 from cmma_jax.training import parallel
-from cmma_jax.training.checkpoint import DETAIL, FIRST, FLOW, has_checkpoints, open_checkpoints, up_to
+from cmma_jax.training.checkpoint import has_checkpoints, open_checkpoints
 from cmma_jax.training.compact import read_compact, shipped, write_compact
-from cmma_jax.training.config import Config
+from cmma_jax.training.config import DETAIL, FIRST, FLOW, Config, up_to
 from cmma_jax.training.hub import fetch, on_hub
 from cmma_jax.training.records import read_metrics
 
@@ -72,8 +71,7 @@ def load_run(path: pathlib.Path | str, unfinished: bool = False) -> Run:
         config, spec, _ = checkpoints.facts(step)
         config = up_to(config, folder)
         model = make_model(config, spec)
-        params = checkpoints.restore_params(jax.eval_shape(functools.partial(all_params, model), jax.random.key(0)),
-                                            step)
+        params = checkpoints.restore_params(jax.eval_shape(model.init, jax.random.key(0)), step)
     params = jax.device_put(params)  # once: a compiled function would copy the host's arrays at every call
     return Run(path, config, spec, step, epoch, model, params)
 

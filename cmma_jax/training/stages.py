@@ -21,34 +21,15 @@ from tqdm import tqdm
 from cmma_jax.data.dataset import Dataset, mirrored, pixels, spread
 from cmma_jax.data.files import write_whole
 from cmma_jax.errors import InputError, Interrupted
-from cmma_jax.models.model import Model, Params, all_params, count_parameters, make_model
+from cmma_jax.models.model import Model, Params, count_parameters, make_model
 from cmma_jax.models.objectives import make_adversarial_loss, make_detail_loss, make_flow_loss, make_loss
 from cmma_jax.models.spec import Spec
 from cmma_jax.training import parallel
 from cmma_jax.training.bounds import flow_matching, variational_bound
-from cmma_jax.training.checkpoint import (
-    DETAIL,
-    FIRST,
-    FLOW,
-    OWN,
-    RANKED_BY,
-    Checkpoints,
-    has_checkpoints,
-    open_checkpoints,
-    set_damaged_aside,
-    up_to,
-)
-from cmma_jax.training.config import MAY_CHANGE, Config, refuse_old_version
+from cmma_jax.training.checkpoint import RANKED_BY, Checkpoints, has_checkpoints, open_checkpoints, set_damaged_aside
+from cmma_jax.training.config import DETAIL, FIRST, FLOW, MAY_CHANGE, OWN, Config, refuse_old_version, up_to
 from cmma_jax.training.records import open_records, read_metrics
-from cmma_jax.training.step import (
-    TrainState,
-    begin,
-    fit,
-    make_later_optimizer,
-    make_optimizer,
-    make_run,
-    make_step,
-)
+from cmma_jax.training.step import TrainState, begin, fit, make_later_optimizer, make_optimizer, make_step
 
 FLOW_AVERAGE = 0.9995
 WHOLLY, PARTLY = 0.1, 0.3  # of the faces whose attributes the flow does not see, in training
@@ -62,60 +43,35 @@ LATER = {DETAIL: ("detail_width", "detail_blocks", "detail_rate", "components"),
 
 
 class Stage(NamedTuple):
-    """One of a run's stages.
+    """One of a run's stages."""
 
-    Attributes:
-      name: for the progress bar and the records.
-      number: other noise.
-      folder: of its checkpoints, in the run's.
-      flag: the setting that says how many epochs it has.
-      epochs, before: its own, and those of the stages before it.
-      model: as it stands in this stage, without what later ones train.
-      loss: (params, keys, x, y, mask) -> ([B], terms).
-      optimizer, rate: the learning rate is a function of the step.
-      average: decay of the parameters' moving average.
-      fresh: () -> the state before the first step.
-      like: () -> its shapes and types.
-      validate: parameters -> figures of the validation faces.
-      score: those, and the epoch -> what the best is kept by, the higher the better.
-      headline: (name, format) of the term beside the bar.
-    """
-
-    name: str
-    number: int
-    folder: str
-    flag: str
+    name: str  # for the progress bar and the records
+    number: int  # another one has other noise
+    folder: str  # of its checkpoints, in the run's
+    flag: str  # the setting that says how many epochs it has
     epochs: int
-    before: int
-    model: Model
-    loss: Callable
+    before: int  # the epochs of the stages before it
+    model: Model  # as it stands in this stage, without what later ones train
+    loss: Callable  # (params, keys, x, y, mask) -> ([B], terms)
     optimizer: Any
-    rate: Callable
-    average: float
-    fresh: Callable[[], TrainState]
-    like: Callable[[], TrainState]
-    validate: Callable[[Params], dict[str, float]]
-    score: Callable[[dict[str, float], int], float]
-    headline: tuple[str, str]
+    rate: Callable  # step -> the learning rate
+    average: float  # decay of the parameters' moving average
+    fresh: Callable[[], TrainState]  # the state before the first step
+    like: Callable[[], TrainState]  # its shapes and types
+    validate: Callable[[Params], dict[str, float]]  # figures of the validation faces
+    score: Callable[[dict[str, float], int], float]  # those, and the epoch -> what the best, the highest, is kept by
+    headline: tuple[str, str]  # (name, format) of the term beside the bar
 
 
 class Watcher(NamedTuple):
-    """Who follows a run from outside.
+    """Who follows a run from outside."""
 
-    Attributes:
-      say, warn: a line -> None.
-      asked: () -> the number of a signal that came, 0 if none did.
-      picture: (model, params, validation faces, path) writes a picture of the progress.
-      validate: (model, params, validation faces) -> more figures of a CGAN.
-      log: (epoch, {name: value}) takes an epoch's records, those of metrics.jsonl, as numbers.
-    """
-
-    say: Callable[[str], Any]
-    warn: Callable[[str], Any]
-    asked: Callable[[], int]
-    picture: Callable[..., Any]
-    validate: Callable[..., dict[str, float]]
-    log: Callable[[int, dict[str, float]], Any] | None = None
+    say: Callable[[str], Any]  # takes a line
+    warn: Callable[[str], Any]  # takes a line
+    asked: Callable[[], int]  # the number of a signal that came, 0 if none did
+    picture: Callable[..., Any]  # (model, params, validation faces, path) writes a picture of the progress
+    validate: Callable[..., dict[str, float]]  # (model, params, validation faces) -> more figures of a CGAN
+    log: Callable[[int, dict[str, float]], Any] | None = None  # takes an epoch's records, those of metrics.jsonl
 
 
 def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
@@ -129,25 +85,21 @@ def first_stage(config: Config, data: Dataset, watcher: Watcher) -> Stage:
         params = jax.tree.map(lambda leaf: leaf * config.weight_variance**0.5, params)  # biases are 0
         return begin(params, optimizer, config.average)
 
-    shared: dict[str, Any] = {
-        "number": 1, "folder": FIRST, "flag": "epochs", "epochs": config.epochs, "before": 0, "model": model,
-        "optimizer": optimizer, "rate": rate, "average": config.average, "fresh": fresh,
-        "like": lambda: jax.eval_shape(fresh)}
-    if model.discriminator:
-        return Stage(
-            name="cgan",
-            loss=make_adversarial_loss(model, config.discriminator_dropout, data.spec.pixel_std,
-                                       config.gradient_penalty, config.wrong_attributes, config.augment),
-            validate=lambda params: watcher.validate(model, params, data.validation),
-            # Its latest counts: a likelihood by Parzen windows prefers one whose faces are all alike.
-            score=lambda found, epoch: float(epoch),
-            headline=("accuracy", "discriminator right {:.0%}"), **shared)
-    return Stage(
-        name="autoencoder",
+    stage = Stage(
+        name="autoencoder", number=1, folder=FIRST, flag="epochs", epochs=config.epochs, before=0, model=model,
         loss=make_loss(model, config.attribute_dropout, config.attribute_weight, config.kl_weight),
+        optimizer=optimizer, rate=rate, average=config.average, fresh=fresh, like=lambda: jax.eval_shape(fresh),
         validate=lambda params: variational_bound(model, params, data.validation),
-        score=lambda found, epoch: found["bound"],
-        headline=("bound", "bound {:,.0f}"), **shared)
+        score=lambda found, epoch: found["bound"], headline=("bound", "bound {:,.0f}"))
+    if not model.discriminator:
+        return stage
+    return stage._replace(
+        name="cgan",
+        loss=make_adversarial_loss(model, config.discriminator_dropout, data.spec.pixel_std, config.gradient_penalty,
+                                   config.wrong_attributes, config.augment),
+        validate=lambda params: watcher.validate(model, params, data.validation),
+        # Its latest counts: a likelihood by Parzen windows prefers one whose faces are all alike.
+        score=lambda found, epoch: float(epoch), headline=("accuracy", "discriminator right {:.0%}"))
 
 
 def later_stage(config: Config, data: Dataset, run: pathlib.Path, folder: str) -> Stage:
@@ -166,36 +118,31 @@ def later_stage(config: Config, data: Dataset, run: pathlib.Path, folder: str) -
 
     def fresh() -> TrainState:
         params = best_params(config, data.spec, run, folder)
-        if detail:
-            params |= model.init_detail(jax.random.fold_in(jax.random.key(config.seed), 4))
-        else:
-            params |= model.init_flow(jax.random.fold_in(jax.random.key(config.seed), 3))
-            params |= {"scale": latent_scale(model, params, data, config)}
+        params |= model.init(jax.random.fold_in(jax.random.key(config.seed), 4 if detail else 3), (own,))
+        if not detail:
+            params["scale"] = latent_scale(model, params, data, config)
         # Arrays of their own, on the host: on the device the average would share the memory of what it is one of.
         return jax.tree.map(np.array, at(params))
 
-    shared: dict[str, Any] = {
-        "name": own, "folder": folder, "epochs": epochs, "before": config.all_epochs - epochs, "model": model,
-        "optimizer": optimizer, "rate": rate, "average": average, "fresh": fresh,
-        "like": lambda: jax.eval_shape(lambda key: at(all_params(model, key)), jax.random.key(0))}
-    if detail:
-        faces = spread(data.validation, BOUND_FACES)
-        return Stage(
-            number=3, flag="detail_epochs", loss=make_detail_loss(model),
-            validate=lambda params: variational_bound(model, params, faces),
-            score=lambda found, epoch: found["bound"],
-            headline=("reconstruction", "log p(x|z) {:,.0f}"), **shared)
-    return Stage(
-        number=2, flag="flow_epochs", loss=make_flow_loss(model, WHOLLY, PARTLY, dropout=True),
+    stage = Stage(
+        name=own, number=2, folder=folder, flag="flow_epochs", epochs=epochs, before=config.all_epochs - epochs,
+        model=model, loss=make_flow_loss(model, WHOLLY, PARTLY, dropout=True), optimizer=optimizer, rate=rate,
+        average=average, fresh=fresh, like=lambda: jax.eval_shape(lambda key: at(model.init(key)), jax.random.key(0)),
         validate=lambda params: {"matching": flow_matching(model, params, data.validation)},
-        score=lambda found, epoch: -found["matching"],
-        headline=("matching", "matching error {:.4f}"), **shared)
+        score=lambda found, epoch: -found["matching"], headline=("matching", "matching error {:.4f}"))
+    if not detail:
+        return stage
+    faces = spread(data.validation, BOUND_FACES)
+    return stage._replace(
+        number=3, flag="detail_epochs", loss=make_detail_loss(model),
+        validate=lambda params: variational_bound(model, params, faces),
+        score=lambda found, epoch: found["bound"], headline=("reconstruction", "log p(x|z) {:,.0f}"))
 
 
 def best_params(config: Config, spec: Spec, run: pathlib.Path, folder: str) -> Params:
     """Returns the parameters of the best checkpoint of the stage before a folder's."""
     before = DETAIL if folder == FLOW and config.detail_width else FIRST
-    like = jax.eval_shape(lambda key: all_params(make_model(up_to(config, before), spec), key), jax.random.key(0))
+    like = jax.eval_shape(make_model(up_to(config, before), spec).init, jax.random.key(0))
     with open_checkpoints(run / before) as checkpoints:
         return checkpoints.restore_params(like, checkpoints.best_step())
 
@@ -307,11 +254,10 @@ def train_stage(stage: Stage, config: Config, data: Dataset, run: pathlib.Path, 
         watcher.say(f"{stage.name}: {stage.epochs} epochs, {count_parameters(state.params):,} parameters")
         step = make_step(stage.loss, stage.optimizer, config.seed, config.batch_size, config.mirror, placement,
                          stage.average, stage.number)
-        train_epochs(stage, config, data, on_device, run, make_run(step, placement), state, begun, placement,
-                     checkpoints, watcher, bar)
+        train_epochs(stage, config, data, on_device, run, step, state, begun, placement, checkpoints, watcher, bar)
 
 
-def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, run: pathlib.Path, run_step: Callable,
+def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, run: pathlib.Path, step: Callable,
                  state: TrainState, begun: dict[str, list[float]], placement: parallel.Placement,
                  checkpoints: Checkpoints, watcher: Watcher, bar: tqdm) -> None:
     """Trains epoch by epoch; after each: validation figures, records, a checkpoint, now and then a picture.
@@ -330,7 +276,7 @@ def train_epochs(stage: Stage, config: Config, data: Dataset, on_device: bool, r
     with open_records(run, stage.before + epoch) if main else contextlib.nullcontext(lambda _: None) as record:
         parts = [{name: np.asarray(values, np.float32) for name, values in begun.items()}] if begun else []
         steps, began = steps_per_epoch - int(state.step) % steps_per_epoch, time.perf_counter()
-        for now, means in fit(run_step, state, data.train, placement, config.seed, config.batch_size, stage.epochs,
+        for now, means in fit(step, state, data.train, placement, config.seed, config.batch_size, stage.epochs,
                               CPU_STEPS if jax.default_backend() == "cpu" else STEPS, on_device):
             parts.append(means)
             bar.update(len(means["loss"]) * config.batch_size)

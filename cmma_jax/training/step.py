@@ -94,11 +94,15 @@ def _discriminator(params: Any) -> Any:
 
 def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int, batch_size: int, mirror: bool,
               placement: Placement, average: float = 0.0, stage: int = 1
-              ) -> Callable[[TrainState, Faces], tuple[TrainState, dict]]:
-    """Returns step(state, batch) -> (state, means over the batch), a pure function; batch: a device's share of it.
+              ) -> Callable[[TrainState, tuple], tuple[TrainState, dict]]:
+    """Returns step(state, (faces, batch)) -> (state, means over the batch), compiled.
+
+    faces are all of them, on the devices, and batch its row numbers, [B]; or faces is None, and batch is those faces
+    themselves, [B, ...] each, every device with its share of B: they were streamed.
 
     Each example's noise comes from (seed, step, its number in the whole batch): no device count changes what is
-    computed.
+    computed. Several steps are not one `lax.scan`: inside a loop XLA's convolutions have gradients on a CPU that take a
+    hundred times as long, and a step takes longer than its dispatch everywhere.
 
     Args:
       loss: (params, [B] keys, x, y, mask) -> ([B] loss, a tree of per-example terms).
@@ -109,7 +113,11 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
     """
     noise = jax.random.fold_in(jax.random.key(seed), stage)
 
-    def step(state: TrainState, batch: Faces) -> tuple[TrainState, dict]:
+    def step(state: TrainState, data: tuple[Faces | None, Any]) -> tuple[TrainState, dict]:
+        faces, batch = data
+        if faces is not None:
+            rows = placement.share(batch)
+            batch = Faces(*(a[rows] for a in faces))
         moving = state.moving if average else state.params
         numbers = placement.share(jnp.arange(batch_size))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(noise, state.step), numbers)
@@ -134,40 +142,19 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, seed: int
         params = jax.tree.map(lambda old, new: new + keep * (old - new), state.params, moving)
         return TrainState(state.step + 1, params, opt_state, moving, state.frozen), means
 
-    return step
+    return placement.compile(step)
 
 
-def make_run(step: Callable, placement: Placement) -> Callable[[TrainState, tuple], tuple[TrainState, dict]]:
-    """Returns run(state, (faces, batch)), a compiled step.
-
-    faces are all of them, on the devices, and batch its row numbers, [B]; or faces is None, and batch is those faces
-    themselves, [B, ...] each, every device with its share of B: they were streamed.
-
-    Several steps are not one `lax.scan`: inside a loop XLA's convolutions have gradients on a CPU that take a hundred
-    times as long, and a step takes longer than its dispatch everywhere.
-    """
-
-    def run(state: TrainState, data: tuple[Faces | None, Any]) -> tuple[TrainState, dict]:
-        faces, batch = data
-        if faces is not None:
-            rows = placement.share(batch)
-            batch = Faces(*(a[rows] for a in faces))
-        return step(state, batch)
-
-    return placement.compile(run)
-
-
-def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, seed: int, batch_size: int, epochs: int,
+def fit(step: Callable, state: TrainState, faces: Faces, placement: Placement, seed: int, batch_size: int, epochs: int,
         steps_per_call: int, on_device: bool = True) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
     """Trains to the end of `epochs`, from wherever the state stands, and yields after every few steps.
 
     The batches' rows come from (seed, step), wherever the faces are, so the parameters are the same to the last bit.
 
     Args:
-      run: from `make_run`.
+      step: from `make_step`, with the same placement, seed and batch_size.
       state: host values; they are put on the devices here.
       faces: host values, or memory maps.
-      batch_size: faces a step, over all devices.
       steps_per_call: steps between looks from outside: many where steps are fast. Looks are taken at epochs' ends.
       on_device: whether all faces are put on every device. If not, threads read the batches ahead of the steps, each
         process its own rows of them.
@@ -195,7 +182,7 @@ def fit(run: Callable, state: TrainState, faces: Faces, placement: Placement, se
         for call in calls:
             taken = []
             for data in call:
-                state, means = run(state, data)
+                state, means = step(state, data)
                 taken.append(placement.get(means))
             found = {name: np.stack([np.asarray(means[name]) for means in taken]) for name in taken[0]}
             watched = {"the loss": found["loss"], "the gradient's norm": found["gradient_norm"]}

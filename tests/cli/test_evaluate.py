@@ -1,7 +1,5 @@
 """evaluate.py as a person runs it: every model in one table, interrupted and gone on, and given bad input."""
 
-import csv
-import io
 import json
 import pathlib
 import re
@@ -17,7 +15,7 @@ from cmma_jax.cli import evaluate, train
 from cmma_jax.data import load_dataset
 from cmma_jax.data.dataset import spread
 from cmma_jax.errors import InputError
-from cmma_jax.evaluation import editing, flows, parzen
+from cmma_jax.evaluation import editing, parzen
 from cmma_jax.evaluation.classifier import Settings, save_classifier, scores, train_classifier
 from cmma_jax.evaluation.diversity import generated_faces
 from cmma_jax.evaluation.embeddings import frechet_distance
@@ -62,7 +60,7 @@ def whole_table(runs):
 def test_the_table_has_every_system_with_its_figures(whole_table, runs):
     assert {"cmma", "vae", "cgan (gauthier)", "mean face", "linear regression", "real faces",
             "conditional PPCA, 10 components"} <= set(whole_table)
-    both = {"bound", "kl", "reconstruction", "active_latents", "parzen", "parzen_sigma", "parameters", "diversity"}
+    both = {"bound", "kl", "reconstruction", "parzen", "parzen_sigma", "parameters", "diversity"}
     assert both | {"bits_per_dim", "steps", "solver_pixels", "solver_nats"} <= set(whole_table["cmma"])
     assert both | {"bits_per_dim_dequantised", "iwae"} <= set(whole_table["vae"])
     assert not {"iwae", "bits_per_dim_dequantised"} & set(whole_table["cmma"])
@@ -70,8 +68,6 @@ def test_the_table_has_every_system_with_its_figures(whole_table, runs):
     assert "bound" not in whole_table["cgan (gauthier)"] and "parzen" in whole_table["cgan (gauthier)"]
     assert whole_table["vae"]["seeds"] == [2, None] and "seeds" not in whole_table["cmma"]
     assert whole_table["cmma"]["parzen_samples"] == [20, None] and whole_table["cmma"]["parzen_faces"] == [6, None]
-    rows = list(csv.DictReader(io.StringIO((runs / "results-folder-test.csv").read_text())))
-    assert {row["system"] for row in rows} == set(whole_table)
 
 
 def test_the_heading_says_what_was_measured_of_a_flow(whole_table, runs):
@@ -96,7 +92,7 @@ def test_a_flows_bound_is_that_of_its_faces_and_steps(whole_table, runs, monkeyp
     assert found["bound"] == [pytest.approx(alone["bound"], rel=1e-5), pytest.approx(alone["bound_stderr"], rel=1e-3)]
     assert found["bits_per_dim"][0] == pytest.approx(alone["bits_per_dim"], rel=1e-5)
     assert found["bound_faces"] == [4, None]
-    monkeypatch.setattr(bounds, "_batch_terms", None)  # what was measured is not measured again
+    monkeypatch.setattr(bounds, "_batch_terms", lambda *_: 1 / 0)  # what was measured is not measured again
     monkeypatch.setattr(evaluate.flows, "seconds", None)
     assert evaluate.main([f"--run={runs / 'cmma'}", *flags]) == 0
     assert json.loads((runs / "cmma" / "results-folder-test.json").read_text())["cmma"] == found
@@ -116,7 +112,7 @@ def test_faces_are_guided_as_shipped_or_as_asked(runs, monkeypatch):
     asked = []
     monkeypatch.setattr(evaluate, "generated_faces", lambda model, params, faces, *_, guidance, steps: asked.append(
         (guidance, steps)) or faces.x / np.float32(255))
-    monkeypatch.setattr(evaluate.flows, "solver_error", lambda *_: flows.SolverError(0.1, 0.2, 1, 4, 3))
+    monkeypatch.setattr(evaluate.flows, "solver_error", lambda *_: (0.1, 0.2))
     monkeypatch.setattr(evaluate, "measure_parzen", lambda *_: {})
     monkeypatch.setattr(evaluate, "measure_bound", lambda *_: {})
     monkeypatch.setattr(evaluate.baselines, "fit_baselines", lambda _: [])
@@ -176,7 +172,7 @@ def test_edits_and_inferred_attributes_are_measured(runs, classifier, monkeypatc
     for name in ("flips", "others", "moved", "back", "identity", "empty"):
         assert rows["cmma, intensity 1"][name][0] == pytest.approx(alone[name][0], rel=1e-4), name
     inferred = json.loads((runs / "cmma" / "inference-folder-test.json").read_text())
-    assert set(inferred) == {"cmma, q(y|z)", "cmma, q(y|z), 3 steps", "the classifier"}
+    assert set(inferred) == {"cmma, q(y|z)", "the classifier"}
     assert inferred["the classifier"]["auc"][0] > inferred["cmma, q(y|z)"]["auc"][0]  # that of random parameters
 
 

@@ -56,13 +56,12 @@ def classifier(data):
     return train_classifier(data, SETTINGS)
 
 
-def predicting(monkeypatch, p, thresholds=None, visible=None, mean=0.5):
+def predicting(monkeypatch, p, thresholds=None, visible=None):
     """A classifier that predicts the probabilities p [N, A] of any faces."""
     monkeypatch.setattr(module, "_probabilities", lambda params, x: p)
     count = p.shape[1]
     return Classifier(tuple("ABCDEFGH"[:count]), {}, np.full(count, 0.5) if thresholds is None else thresholds,
-                      np.ones(count), np.ones(count, bool) if visible is None else visible, np.full(count, mean),
-                      "made")
+                      np.ones(count), np.ones(count, bool) if visible is None else visible, "made")
 
 
 def test_it_learns_what_shows_and_knows_what_does_not(data, classifier):
@@ -70,9 +69,9 @@ def test_it_learns_what_shows_and_knows_what_does_not(data, classifier):
     assert (classifier.auc[:2] > 0.97).all() and np.isnan(classifier.auc[3])
     scored = scores(classifier, pixels(data.test.x), data.test.y, data.test.mask)
     assert set(scored["per_attribute"]) == {"A", "B"}
-    assert scored["accuracy"] > 0.93 and scored["cosine"] > 0.8
+    assert scored["accuracy"] > 0.93
     turned = scores(classifier, pixels(data.test.x), 1 - data.test.y, data.test.mask)
-    assert turned["accuracy"] < 0.07 and turned["cosine"] < -0.8
+    assert turned["accuracy"] < 0.07
 
 
 def test_the_same_seed_trains_the_same_classifier_and_its_validation_figures_are_its_own(data, classifier):
@@ -159,27 +158,10 @@ def test_the_standard_error_is_that_of_drawing_the_faces_anew(monkeypatch):
     assert error == pytest.approx(np.std(draws), rel=0.12)
 
 
-def test_cosine_by_hand(monkeypatch):
-    p = np.asarray([[0.8, 0.3, 0.9, 0.5], [0.1, 0.6, 0.2, 0.5], [0.3, 0.3, 0.3, 0.3]])
-    y = np.asarray([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], np.float32)
-    mask = np.asarray([[True, True, True, True], [True, True, False, True], [False, False, False, True]])
-    classifier = predicting(monkeypatch, p, visible=np.asarray([True, True, True, False]), mean=0.25)
-    centre = 2 * 0.25 - 1
-
-    def cosine(face, known):
-        a, b = 2 * y[face, known] - 1 - centre, 2 * p[face, known] - 1 - centre
-        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-
-    expected = [cosine(0, [0, 1, 2]), cosine(1, [0, 1])]  # of the third face nothing visible is known
-    scored = scores(classifier, np.zeros((3, 1), np.float32), y, mask)
-    assert scored["cosine"] == pytest.approx(np.mean(expected))
-    assert scored["cosine_stderr"] == pytest.approx(np.std(expected, ddof=1) / np.sqrt(2))
-
-
 def test_nothing_to_classify_is_not_a_number(monkeypatch):
     scored = scores(predicting(monkeypatch, np.full((2, 3), 0.3)), np.zeros((2, 1), np.float32), np.ones((2, 3)),
                     np.zeros((2, 3), bool))
-    assert np.isnan(scored["accuracy"]) and np.isnan(scored["cosine"]) and scored["per_attribute"] == {}
+    assert np.isnan(scored["accuracy"]) and scored["per_attribute"] == {}
 
 
 def test_the_loss_is_the_cross_entropy_of_known_attributes_and_each_face_has_its_own_noise(data):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from cmma_jax.data.dataset import Faces
-from cmma_jax.evaluation.diversity import diversity, generated_faces, mean_pair_distance, reconstructed_faces
-from cmma_jax.sampling.faces import reconstruct
+from cmma_jax.evaluation.diversity import diversity, generated_faces, mean_pair_distance
 
 
 def test_mean_distance_is_over_all_pairs():
@@ -28,11 +27,7 @@ def test_a_generated_face_depends_on_its_row_and_not_on_the_batch(small):
     assert np.abs(generated_faces(small.model, small.params, faces, seed=4) - whole).max() > 0.01
 
 
-def test_cold_faces_need_no_seed_and_reconstructions_are_those_of_sampling(small):
+def test_cold_faces_need_no_seed(small):
     faces = small.data.validation
     cold = [generated_faces(small.model, small.params, faces, seed, temperature=0.0) for seed in (3, 4)]
     np.testing.assert_array_equal(*cold)
-    again = reconstructed_faces(small.model, small.params, faces)
-    expected = reconstruct(small.model, small.params, faces.x / np.float32(255), faces.y, faces.mask)
-    np.testing.assert_allclose(again, expected, atol=1e-5)
-    assert np.abs(again - cold[0]).max() > 0.01

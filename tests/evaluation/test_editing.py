@@ -44,8 +44,7 @@ def scene(n=40):
 def classifier(monkeypatch):
     """It reads pixel row k as the probability of attribute k; the third attribute it does not see."""
     monkeypatch.setattr(editing, "predict", lambda classifier, x: x[:, :3, 0, 0])
-    return Classifier(Painter.attributes, {}, np.full(3, 0.5), np.ones(3), np.array([True, True, False]),
-                      np.full(3, 0.5), "made")
+    return Classifier(Painter.attributes, {}, np.full(3, 0.5), np.ones(3), np.array([True, True, False]), "made")
 
 
 @pytest.mark.parametrize("strength, flips", [(0.6, 1.0), (0.2, 0.0)])
@@ -130,17 +129,6 @@ def test_calibration_error():
     many = np.random.default_rng(0).random(100_000)
     assert calibration_error(many, np.random.default_rng(1).random(100_000) < many) < 0.01
     assert calibration_error(np.array([1.0]), np.array([True])) == 0
-
-
-def test_flips_where_the_identity_is_equal():
-    rows = {"cmma, intensity 1": {"identity": (0.9, None), "flips": (0.2, 0)},
-            "cmma, intensity 2": {"identity": (0.8, None), "flips": (0.6, 0)},
-            "cmma, literal, intensity 1": {"identity": (0.85, None), "flips": (0.0, 0)},
-            "cvae, intensity 1": {"identity": (0.85, None), "flips": (0.3, 0)},
-            "cvae, intensity 4": {"identity": (0.5, None), "flips": (0.9, 0)}}
-    found = editing.at_equal(rows, "identity")
-    assert list(found) == ["cmma where its identity is that of cvae, intensity 1"]
-    assert found["cmma where its identity is that of cvae, intensity 1"]["flips"] == (pytest.approx(0.4), None)
 
 
 def test_inferred_attributes_are_scored_on_test_faces_with_thresholds_of_validation_faces(named_runs):

@@ -30,17 +30,15 @@ def growth(steps):
 
 
 def test_the_solvers_error_is_that_of_heuns_method_on_a_linear_flow(small):
-    found = flows.solver_error(linear(small.model), small.params, small.data.validation, 2)
-    assert (found.steps, found.many, found.faces) == (2, 8, 4)
+    pixel_error, nats = flows.solver_error(linear(small.model), small.params, small.data.validation, 2)
     z, noise = draws(small, spread(small.data.validation, 4))
     deviation = np.tile([0.8, 1.3], 16)
     forward, backward = (np.array([growth(steps)[i] for steps in (2, 8)]) for i in range(2))
     moved = 0.01 * np.abs(forward[0] - forward[1]) * np.abs(deviation * noise)
-    assert found.pixels == pytest.approx(moved.mean(), rel=1e-4)  # none is beyond [0, 1]
+    assert pixel_error == pytest.approx(moved.mean(), rel=1e-4)  # none is beyond [0, 1]
     u = (z - np.tile([0.3, -0.2], 16)) / deviation
     squares = np.square(u).sum(1) * (backward[0] ** 2 - backward[1] ** 2) / 2
-    assert found.nats == pytest.approx(np.abs(squares).mean(), rel=1e-3)  # the trace of both is the same
-    assert "2 solver steps" in str(found) and "8" in str(found)
+    assert nats == pytest.approx(np.abs(squares).mean(), rel=1e-3)  # the trace of both is the same
 
 
 def draws(small, few):
@@ -57,14 +55,14 @@ def test_a_stopped_bound_goes_on_and_ends_the_same(small, tmp_path, monkeypatch)
     whole = variational_bound(small.model, small.params, faces, **how)
     assert variational_bound(small.model, small.params, faces, save=save, **how) == whole
     lines = save.read_text().splitlines(keepends=True)
-    assert len(lines) == 3
+    assert len(lines) == 10
     measured, real = [], bounds._batch_terms
     monkeypatch.setattr(bounds, "_batch_terms", lambda *a: measured.append(a[5][0]) or real(*a))
-    save.write_text(lines[2] + lines[0] + lines[1][:40])
+    save.write_text("".join(lines[8:] + lines[:4]) + lines[4][:40])
     assert variational_bound(small.model, small.params, faces, save=save, **how) == whole
     assert measured == [4]
     assert variational_bound(small.model, small.params, faces, save=save, **how) == whole and measured == [4]
-    save.write_text(lines[0].replace("[0, [[", "[0, [[1.0, "))  # of another number of faces: not taken for these
+    save.write_text(lines[0].replace("[0, [", "[0, [1.0, "))  # of another number of figures: not taken for these
     assert variational_bound(small.model, small.params, faces, save=save, **how) == whole
 
 

@@ -33,11 +33,12 @@ from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.data.images import open_picture
 from cmma_jax.data.table import TABLE
 from cmma_jax.errors import InputError
-from cmma_jax.evaluation import classifier, parzen
+from cmma_jax.evaluation import classifier
 from cmma_jax.models.model import cmma
 from cmma_jax.sampling import photos
 from cmma_jax.sampling.attributes import Attributes, parse_settings
 from cmma_jax.training import compact
+from cmma_jax.training.bounds import kept_rows
 from cmma_jax.training.config import Config
 from cmma_jax.training.records import read_metrics
 
@@ -114,7 +115,7 @@ def a_classifier() -> bytes:
     spec, three = a_dataset().spec, np.full(3, 0.9)
     params = classifier._init(classifier.ClassifierNetwork(3, 2, 4), spec, 0)
     with tempfile.TemporaryDirectory() as scratch:
-        made = classifier.Classifier(spec.attributes, params, three, three, three > 0, three, spec.dataset)
+        made = classifier.Classifier(spec.attributes, params, three, three, three > 0, spec.dataset)
         classifier.save_classifier(made, scratch)
         return classifier.classifier_path(scratch).read_bytes()
 
@@ -207,7 +208,7 @@ def readers() -> dict[str, Reader]:
         "records of a run": Reader(lambda place, content: read_metrics(written("metrics.jsonl", content, place).parent),
                                    [records.encode()], 0.1),
         "finished faces of a Parzen estimate": Reader(
-            lambda place, content: parzen._read(written("done.jsonl", content, place), 2), [finished.encode()], 0.03),
+            lambda place, content: kept_rows(written("done.jsonl", content, place), 2), [finished.encode()], 0.03),
         "maps of decoded faces": Reader(read_maps, [name.encode() + b"|" + whole for name, whole in maps.items()],
                                         0.02),
         "model in one file": Reader(lambda place, content: compact.read_compact(

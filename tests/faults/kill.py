@@ -22,7 +22,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from cmma_jax.training.checkpoint import DETAIL, FIRST, FLOW, has_checkpoints, open_checkpoints
+from cmma_jax.training.checkpoint import has_checkpoints, open_checkpoints
+from cmma_jax.training.config import DETAIL, FIRST, FLOW
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 EPOCHS = 3  # of each stage

@@ -20,7 +20,8 @@ import pytest
 from cmma_jax.cli import train
 from cmma_jax.models.distributions import split_each
 from cmma_jax.training import stages
-from cmma_jax.training.checkpoint import FIRST, FLOW, has_checkpoints, open_checkpoints, set_damaged_aside
+from cmma_jax.training.checkpoint import has_checkpoints, open_checkpoints, set_damaged_aside
+from cmma_jax.training.config import FIRST, FLOW
 from tests.faults.kill import EPOCHS, LONGEST, ROOT, TINY, TWO, check_same, lines, records, start, states, torment
 
 STEPS = 20  # an epoch, in two calls: a look from outside comes in its middle

@@ -12,7 +12,8 @@ pytest.importorskip("hypothesis", reason="the inputs are Hypothesis's")
 
 from cmma_jax.data import lfw  # noqa: E402
 from cmma_jax.errors import InputError  # noqa: E402
-from cmma_jax.training.checkpoint import FLOW, open_checkpoints, set_damaged_aside  # noqa: E402
+from cmma_jax.training.checkpoint import open_checkpoints, set_damaged_aside  # noqa: E402
+from cmma_jax.training.config import FLOW  # noqa: E402
 from cmma_jax.training.runs import load_run  # noqa: E402
 from tests.faults import fuzz  # noqa: E402
 from tests.faults.kill import ROOT  # noqa: E402

@@ -109,7 +109,7 @@ def test_a_drawn_face_has_bytes_and_depends_on_its_own_key_alone(with_detail):
 def test_a_new_detail_says_what_the_decoder_says(small, with_detail):
     """Its heads start nearly at 0: each pixel is near g's mean, and its deviation is g's."""
     model, params, x, z, y, mask = with_detail
-    fresh = {**params, **model.init_detail(jax.random.key(0))}
+    fresh = {**params, **model.init(jax.random.key(0), ("detail",))}
     picture = model.likelihood(params, z, y, mask)
     blocks = detail._blocks(x, 3)
     found = detail._mixture(model, fresh, blocks, picture, 3, jnp.full(4, 2))
@@ -160,11 +160,11 @@ def test_its_loss_is_minus_the_likelihood_a_pixel_value_and_trains_it_alone(with
 
 
 def only(model: Model) -> dict:
-    return jax.eval_shape(model.init_detail, jax.random.key(0))
+    return jax.eval_shape(lambda key: model.init(key, ("detail",)), jax.random.key(0))
 
 
 def test_without_a_width_there_is_none(small):
     model, params = small.variant(**DETAIL | {"detail_width": 0})
-    assert model.detail is None and model.init_detail is None and not model.discrete and "detail" not in params
+    assert model.detail is None and not model.discrete and "detail" not in params
     model, params = small.variant(**DETAIL)
     assert only(model).keys() == {"detail"} and params["detail"].keys() == only(model)["detail"].keys()

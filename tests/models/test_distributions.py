@@ -108,20 +108,11 @@ def test_bernoulli_log_prob_is_scipys():
     np.testing.assert_allclose(Bernoulli(jnp.asarray(logits)).log_prob(jnp.asarray(y)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_bernoulli_samples_have_its_mean():
-    p = Bernoulli(jnp.full((50_000, 1), 0.7))
-    sample = p.sample(jax.random.key(0))
-    expected = 1 / (1 + np.exp(-0.7))
-    assert set(np.unique(sample)) == {0.0, 1.0}
-    assert abs(sample.mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / 50_000)
-    np.testing.assert_allclose(p.mean, expected, rtol=1e-6)
-
-
-def test_of_mixed_variables_each_has_scipys_log_prob_and_its_own_draws():
+def test_of_mixed_variables_each_has_scipys_log_prob():
     binary = np.array([True, False, True, False])
-    heads, logvar = (RNG.normal(0, 1, (40_000, 4)).astype(np.float32)[:1].repeat(40_000, 0) for _ in range(2))
+    heads, logvar = (RNG.normal(0, 1, (400, 4)).astype(np.float32)[:1].repeat(400, 0) for _ in range(2))
     p = Mixed(binary, jnp.asarray(heads), jnp.asarray(logvar))
-    y = np.where(binary, RNG.random((40_000, 4)) < 0.5, RNG.normal(0, 2, (40_000, 4))).astype(np.float32)
+    y = np.where(binary, RNG.random((400, 4)) < 0.5, RNG.normal(0, 2, (400, 4))).astype(np.float32)
     probability, deviation = 1 / (1 + np.exp(-np.float64(heads))), np.exp(np.float64(logvar) / 2)
     expected = np.where(binary, scipy.stats.bernoulli.logpmf(np.where(binary, y, 0), probability),
                         scipy.stats.norm.logpdf(y, heads, deviation))
@@ -129,12 +120,6 @@ def test_of_mixed_variables_each_has_scipys_log_prob_and_its_own_draws():
     means = np.where(binary, probability, heads)
     np.testing.assert_allclose(p.mean, means, rtol=1e-5)
     np.testing.assert_allclose(p.variance, np.where(binary, 0, deviation**2), rtol=1e-5)
-    sample = np.asarray(p.sample(jax.random.key(0)), np.float64)
-    assert set(np.unique(sample[:, binary])) == {0.0, 1.0}
-    spread = np.where(binary, np.sqrt(probability * (1 - probability)), deviation)[0]
-    np.testing.assert_array_less(np.abs(sample.mean(0) - means[0]), 4 * spread / 200)
-    np.testing.assert_allclose(sample.std(0), spread, rtol=0.03)
-    assert np.abs(np.corrcoef(sample.T) - np.eye(4)).max() < 0.03
 
 
 @pytest.mark.parametrize("q_logvar", [-30.0, 0.0, 30.0])

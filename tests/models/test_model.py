@@ -17,7 +17,6 @@ from cmma_jax.models.model import (
     PIXEL_LOGVAR_FLOOR,
     START_LOG_SCALE,
     START_LOGVAR,
-    all_params,
     cmma,
     count_parameters,
     encode_attributes,
@@ -136,7 +135,7 @@ def test_encoding_tells_no_from_unknown():
 def test_a_new_model_has_the_mean_face_the_datas_spread_a_standard_prior_and_no_velocity(small, likelihood):
     spec = small.data.spec
     model = cmma(dataclasses.replace(small.config, likelihood=likelihood), spec)
-    params = jax.jit(functools.partial(all_params, model))(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     x, y, mask = arrays(small)
     z = z_for(small.config)
     p, prior, q, velocity = jax.jit(lambda z: (
@@ -228,7 +227,7 @@ def test_any_image_whose_side_is_a_multiple_of_16_and_cells_of_a_half_a_quarter_
 
     def everything(key):
         model = cmma(architecture, spec)
-        params, x = all_params(model, key), jnp.zeros((2, size, size, 3))
+        params, x = model.init(key), jnp.zeros((2, size, size, 3))
         y, mask = jnp.zeros((2, 2)), jnp.ones((2, 2), bool)
         z = model.posterior(params, x, y, mask).sample(key)
         return (z, model.prior(params, y, mask).mean, model.velocity(params, z, y[:, 0], y, mask),
@@ -267,7 +266,7 @@ def lfw_like():
 
 def counts(config, spec, kept):
     model = make_model(config, spec)
-    shapes = jax.eval_shape(functools.partial(all_params, model), jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     return count_parameters({name: tree for name, tree in shapes.items() if name in kept})
 
 

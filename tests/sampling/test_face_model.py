@@ -20,7 +20,7 @@ from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS, draw
 from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
 from cmma_jax.sampling.faces import LARGEST_BATCH, edit, generate
-from cmma_jax.training.checkpoint import FLOW
+from cmma_jax.training.config import FLOW
 
 
 @pytest.fixture(scope="module")
@@ -214,9 +214,9 @@ def test_real_valued_attributes_are_asked_for_and_inferred_in_their_own_units(na
 
 
 def test_what_is_known_changes_what_is_inferred_and_is_kept(model, data):
-    inferred = model.infer_attributes(data.test.x[:3], y={"Male": 1}, steps=2)
+    inferred = model.infer_attributes(data.test.x[:3], y={"Male": 1})
     assert all(np.isfinite(mean).all() and (deviation >= 0).all() for mean, deviation in inferred.values())
-    other = model.infer_attributes(data.test.x[:3], y={"Male": 0}, steps=2)
+    other = model.infer_attributes(data.test.x[:3], y={"Male": 0})
     assert max(np.abs(inferred[name][0] - other[name][0]).max() for name in model.attributes) > 1e-3
 
 

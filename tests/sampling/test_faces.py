@@ -247,26 +247,6 @@ def test_a_gaussian_attributes_deviation_is_that_of_the_mixture(small):
     np.testing.assert_allclose(deviation, jnp.sqrt(4 + jnp.exp(q.logvar[:, :5])), rtol=0.05)
 
 
-def test_the_chain_keeps_what_is_known_and_moves_the_rest(small):
-    """The posterior's second look sees the drawn attributes: every known one as given, none unknown."""
-    x, y, _ = arrays(small)
-    known = jnp.zeros(y.shape, bool).at[:, 1].set(True)
-    looks = []
-
-    def posterior(params, x, seen, mask):
-        jax.debug.callback(lambda *a: looks.append(tuple(map(np.asarray, a))), seen, mask)
-        return small.model.posterior(params, x, seen, mask)
-
-    found = infer_attributes(small.model._replace(posterior=posterior), small.params, jax.random.key(0), x, y,
-                             known, samples=4, steps=2)
-    jax.block_until_ready(found)
-    jax.effects_barrier()
-    chain = [seen for seen, mask in looks if mask.all()]
-    assert len(chain) == 8
-    assert all((seen[:, 1] == np.asarray(y)[:, 1]).all() and set(np.unique(seen)) <= {0.0, 1.0} for seen in chain)
-    assert len({seen.tobytes() for seen in chain}) > 1
-
-
 def test_in_batches_is_the_function_row_by_row():
     sizes = []
 

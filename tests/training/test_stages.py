@@ -12,8 +12,8 @@ import pytest
 from cmma_jax.errors import InputError, Interrupted
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.training import parallel, stages
-from cmma_jax.training.checkpoint import DETAIL, FIRST, FLOW, open_checkpoints
-from cmma_jax.training.config import Config
+from cmma_jax.training.checkpoint import open_checkpoints
+from cmma_jax.training.config import DETAIL, FIRST, FLOW, Config
 from cmma_jax.training.records import read_metrics
 from cmma_jax.training.runs import find_runs, load_run
 from cmma_jax.training.stages import Watcher, train_run

@@ -15,7 +15,7 @@ from cmma_jax.errors import InputError
 from cmma_jax.models.objectives import make_flow_loss, make_loss
 from cmma_jax.training import parallel
 from cmma_jax.training.config import Config
-from cmma_jax.training.step import MUON_RMS, begin, fit, make_later_optimizer, make_optimizer, make_run, make_step
+from cmma_jax.training.step import MUON_RMS, begin, fit, make_later_optimizer, make_optimizer, make_step
 
 ROUNDING = 5e-6  # after some steps, which magnify it; other noise is seen at 1e-2
 
@@ -47,7 +47,7 @@ def params():
 def compiled(devices, how):
     """A step of that, compiled once for all tests."""
     placement = parallel.place(devices, how, 16)
-    return placement, make_run(make_step(regression, OPTIMIZER, 5, 16, True, placement), placement)
+    return placement, make_step(regression, OPTIMIZER, 5, 16, True, placement)
 
 
 def train(small, devices=1, how="pmap", epochs=4, state=None, loss=None, calls=3, faces=None, stop=24):
@@ -55,7 +55,7 @@ def train(small, devices=1, how="pmap", epochs=4, state=None, loss=None, calls=3
     state = begin(params(), OPTIMIZER) if state is None else state
     placement, run = compiled(devices, how)
     if loss:
-        run = make_run(make_step(loss, OPTIMIZER, 5, 16, True, placement), placement)
+        run = make_step(loss, OPTIMIZER, 5, 16, True, placement)
     every = []
     steps = fit(run, state, faces or small.data.train, placement, 5, 16, epochs, calls, on_device=faces is None)
     with contextlib.closing(steps):
@@ -152,7 +152,7 @@ def test_several_devices_train_the_same_networks_as_one(small, stage, devices, h
         placement = parallel.place(count, how, 16)
         state = jax.tree.map(np.array, begin(start, optimizer, average, frozen))
         step = make_step(loss, optimizer, 5, 16, True, placement, average, stage)
-        for now, means in fit(make_run(step, placement), state, small.data.train, placement, 5, 16, 1, 3):
+        for now, means in fit(step, state, small.data.train, placement, 5, 16, 1, 3):
             last = jax.tree.map(np.array, placement.get(now)), means["loss"]
         results.append(last)
     (one, losses), (several, others) = results
@@ -173,7 +173,7 @@ def test_another_stage_has_other_noise(small):
     for stage in (1, 2):
         step = make_step(loss, optax.sgd(0.0), 5, 16, False, placement, 0.0, stage)
         state = begin({"a": jnp.zeros(1)}, optax.sgd(0.0))
-        for _, means in fit(make_run(step, placement), state, small.data.train, placement, 5, 16, 1, 6):
+        for _, means in fit(step, state, small.data.train, placement, 5, 16, 1, 6):
             seen.extend(means["draws"])
     assert len(seen) == len(set(seen)) == 12
 
@@ -255,7 +255,7 @@ def test_the_average_is_of_the_parameters_that_the_steps_move(small):
     states = {}
     for average in (0.0, 0.6):
         state = jax.tree.map(np.array, begin(params(), optimizer, average))
-        run = make_run(make_step(regression, optimizer, 5, 16, True, placement, average), placement)
+        run = make_step(regression, optimizer, 5, 16, True, placement, average)
         states[average] = [jax.tree.map(np.asarray, placement.get(now)) for now, _ in
                            fit(run, state, small.data.train, placement, 5, 16, 2, 1)]
     expected = params()
