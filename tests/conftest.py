@@ -28,8 +28,9 @@ from PIL import Image  # noqa: E402
 from cmma_jax.data import load_dataset  # noqa: E402
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset  # noqa: E402
 from cmma_jax.models.model import Model, all_params, make_model  # noqa: E402
-from cmma_jax.training.checkpoint import FIRST, FLOW, RANKED_BY, open_checkpoints  # noqa: E402
-from cmma_jax.training.config import Config  # noqa: E402
+from cmma_jax.training import compact, runs, stages  # noqa: E402
+from cmma_jax.training.checkpoint import FIRST, FLOW, RANKED_BY, open_checkpoints, up_to  # noqa: E402
+from cmma_jax.training.config import MAY_CHANGE, Config  # noqa: E402
 from cmma_jax.training.step import TrainState  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -40,6 +41,42 @@ def compiled_programs_are_let_go():
     """Each takes some of the 65,530 memory maps that Linux gives a process: all of them together would be too many."""
     yield
     jax.clear_caches()
+
+
+def settings_of_a_model(config: Config, spec) -> str:
+    """Returns all that a model is made of, or more."""
+    chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in MAY_CHANGE}
+    return json.dumps([chosen, spec.to_json()], sort_keys=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def equal_models_and_their_steps_are_one():
+    """A run that is loaded twice, or goes on after a stop, has the programs of the first time: to trace and to compile
+    them anew would take most of the time. What starts in a process of its own, as in tests/faults/kill.py, has its own.
+    """
+    models: dict = {}
+    steps: dict = {}
+    make_model, make_run, train_stage = stages.make_model, stages.make_run, stages.train_stage
+
+    def make_model_once(config, spec):
+        key = settings_of_a_model(config, spec)
+        if key not in models:
+            models[key] = make_model(config, spec)
+        return models[key]
+
+    def train_stage_by_a_step_that_is_there(stage, config, data, run, on_device, placement, *more):
+        losses = stages.make_loss, stages.make_adversarial_loss, stages.make_detail_loss, stages.make_flow_loss
+        key = (stage.name, stage.epochs, data.train.size, placement.devices, config.parallel, losses,
+               settings_of_a_model(up_to(config, stage.folder), data.spec))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stages, "make_run", lambda *made_of: steps.setdefault(key, make_run(*made_of)))
+            train_stage(stage, config, data, run, on_device, placement, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (compact, runs, stages):
+            patch.setattr(module, "make_model", make_model_once)
+        patch.setattr(stages, "train_stage", train_stage_by_a_step_that_is_there)
+        yield
 
 
 @pytest.fixture(scope="session")
