@@ -36,6 +36,22 @@ from cmma_jax.training.step import TrainState  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# The files that take longest, the longest first.
+LONGEST = ("test_faults.py", "test_train.py", "test_documents.py", "test_stages.py", "test_evaluate.py", "test_web.py",
+           "test_face_model.py", "test_commands.py", "test_model.py", "test_objectives.py", "test_compact.py")
+
+
+def pytest_configure(config):
+    """Of several workers none is to be left alone with a long file at the end: xdist's own order is by numbers of
+    tests, and a training is one.
+    """
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs_are_let_go():
     """Each takes some of the 65,530 memory maps that Linux gives a process: all of them together would be too many."""
