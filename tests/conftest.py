@@ -8,14 +8,16 @@ import os
 import pathlib
 from typing import NamedTuple
 
-# LLVM's third level takes three quarters of the time that a small program's compilation takes, and gains it nothing.
-FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # the package's own, which it sets where there are none
-    FLAGS += " --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+# What the tests compile is small, and run a few times: LLVM's optimisations, and the emitters that make it more to
+# optimise, take six sevenths of the time that its compilation takes.
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # another release may not know them, and would end
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    FLAGS += " --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"  # the package's own
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax  # noqa: E402  (the environment above must stand before JAX starts)
 import numpy as np  # noqa: E402
@@ -25,11 +27,28 @@ from PIL import Image  # noqa: E402
 from cmma_jax.data import load_dataset  # noqa: E402
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset  # noqa: E402
 from cmma_jax.models.model import Model, make_model  # noqa: E402
+from cmma_jax.training import compact, runs, stages  # noqa: E402
 from cmma_jax.training.checkpoint import RANKED_BY, open_checkpoints  # noqa: E402
-from cmma_jax.training.config import FIRST, FLOW, Config  # noqa: E402
+from cmma_jax.training.config import FIRST, FLOW, MAY_CHANGE, Config, up_to  # noqa: E402
 from cmma_jax.training.step import TrainState  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# The files that take longest, the longest first.
+LONGEST = ("test_faults.py", "test_train.py", "test_documents.py", "test_stages.py", "test_evaluate.py", "test_web.py",
+           "test_face_model.py", "test_commands.py", "test_model.py", "test_objectives.py", "test_compact.py")
+
+
+def pytest_configure(config):
+    """Of several workers none is to be left alone with a long file at the end: xdist's own order is by numbers of
+    tests, and a training is one.
+    """
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,6 +56,43 @@ def compiled_programs_are_let_go():
     """Each takes some of the 65,530 memory maps that Linux gives a process: all of them together would be too many."""
     yield
     jax.clear_caches()
+
+
+def settings_of_a_model(config: Config, spec) -> str:
+    """Returns all that a model is made of, or more."""
+    chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in MAY_CHANGE}
+    return json.dumps([chosen, spec.to_json()], sort_keys=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def equal_models_and_their_steps_are_one():
+    """A run that is loaded twice, or goes on after a stop, has the programs of the first time: to trace and to compile
+    them anew would take most of the time. What starts in a process of its own, as in tests/faults/kill.py, has its own.
+    """
+    models: dict = {}
+    steps: dict = {}
+    make_model, make_step, train_stage = stages.make_model, stages.make_step, stages.train_stage
+
+    def make_model_once(config, spec):
+        key = settings_of_a_model(config, spec)
+        if key not in models:
+            models[key] = make_model(config, spec)
+        return models[key]
+
+    def train_stage_by_a_step_that_is_there(stage, config, data, run, on_device, placement, *more):
+        losses = stages.make_loss, stages.make_adversarial_loss, stages.make_detail_loss, stages.make_flow_loss
+        key = (stage.name, stage.epochs, data.train.size, placement.devices, config.parallel, losses,
+               settings_of_a_model(up_to(config, stage.folder), data.spec))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stages, "make_step", lambda *made_of: steps[key] if key in steps else steps.setdefault(
+                key, make_step(*made_of)))
+            train_stage(stage, config, data, run, on_device, placement, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (compact, runs, stages):
+            patch.setattr(module, "make_model", make_model_once)
+        patch.setattr(stages, "train_stage", train_stage_by_a_step_that_is_there)
+        yield
 
 
 @pytest.fixture(scope="session")

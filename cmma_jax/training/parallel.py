@@ -238,7 +238,8 @@ def prepare() -> None:
         if not os.path.isdir(folder or ""):
             folder = None  # and no warning a function that it cannot be read
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def over_devices(function: Callable[..., jax.Array], shared: int, devices: int) -> Callable[..., jax.Array]:

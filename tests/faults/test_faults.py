@@ -83,7 +83,7 @@ def the_error(capsys):
 
 
 def test_killed_inside_a_save_and_between_the_stages_it_ends_the_same_bit_for_bit(undisturbed, faces, tmp_path):
-    said = torment(faces, tmp_path, undisturbed, 10, ["save", "border", "save"])
+    said = torment(faces, tmp_path, undisturbed, 10, ["border", "save"])
     assert "1 runs ended" in said and "inside a save" in said and "at a border" in said
 
 
@@ -288,14 +288,14 @@ def ended(arguments, log, act=lambda: None, limit=None):
     return code, [line for line in said if ": error: " in line]
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_room_lets_it_go_on(undisturbed, faces, disk, tmp_path):
+def test_a_full_disk_ends_the_run_with_one_line_and_room_lets_it_go_on(undisturbed, faces, disk, tmp_path, capsys):
     (_, mount), run = disk, disk[0] / "run"
     code, (error,) = ended(arguments(faces, run), tmp_path / "log")
     assert code == 2 and "No space left on device" in error
     assert steps(run)[-1] == WHOLE and steps(run, FLOW) == []
     assert mount("size=40m") == 0
-    assert ended(arguments(faces, run), tmp_path / "log") == (0, [])
-    assert "stopped before the flow's first checkpoint; its " in (tmp_path / "log").read_text()
+    assert train.main(arguments(faces, run)) == 0
+    assert "stopped before the flow's first checkpoint; its " in the_error(capsys)
     check_same(run, undisturbed)
 
 
@@ -327,7 +327,7 @@ def test_files_that_may_not_grow_leave_the_last_checkpoint_whole(undisturbed, fa
     code, (error,) = ended(arguments(faces, run), tmp_path / "log", limit=20_000)
     assert code == 2 and "File too large" in error
     assert set_damaged_aside(run / FLOW) == [] and steps(run, FLOW)[-1] == WHOLE - STEPS
-    assert ended(arguments(faces, run), tmp_path / "log") == (0, [])
+    assert train.main(arguments(faces, run)) == 0
     check_same(run, undisturbed)
 
 
