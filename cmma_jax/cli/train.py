@@ -73,11 +73,13 @@ def _peek(argv: list[str], flag: str, otherwise: str) -> str:
     return otherwise
 
 
-def train(config: Config, program: str = PROGRAM, log: Callable[[int, dict[str, float]], Any] | None = None) -> None:
+def train(config: Config, program: str = PROGRAM, log: Callable[[int, dict[str, float]], Any] | None = None,
+          data: Dataset | None = None) -> None:
     """Trains a run to its end, from its last checkpoint if there is one, and prints what came out.
 
     log: (epoch, {name: value}) is called after each epoch with its records, such as train_bound, validation_bound and
-    seconds; the epoch counts those of all stages.
+    seconds; the epoch counts those of all stages. data: what it is trained on, where that is not to be loaded by the
+    name that the config has.
     """
     parallel.prepare()
     main = jax.process_index() == 0
@@ -98,8 +100,8 @@ def train(config: Config, program: str = PROGRAM, log: Callable[[int, dict[str, 
         raise InputError(f"{run} already holds a run, which --no-resume will not overwrite; "
                          "give another --run_dir, or leave --no-resume out to go on with it")
     room = parallel.room_for_faces(config.data_on_device)
-    data = load_dataset(config.dataset, config.data_dir, kind=config.attributes, image_size=config.image_size,
-                        memory=room, cache=config.cache, reading=config.reading)
+    data = data or load_dataset(config.dataset, config.data_dir, kind=config.attributes, image_size=config.image_size,
+                                memory=room, cache=config.cache, reading=config.reading)
     if data.train.size < config.batch_size:
         devices = placement.devices if data.train.size >= placement.devices * group else 1
         unit = devices * group
