@@ -23,7 +23,6 @@ from cmma_jax.training.checkpoint import open_checkpoints
 from cmma_jax.training.config import FIRST, FLOW, PRESETS, Config
 from cmma_jax.training.records import read_metrics
 from cmma_jax.training.runs import load_run
-from tests.faults.kill import PROGRAM
 
 TINY = ["--dataset=folder", "--image_size=16", "--width=4", "--likelihood=logistic_mixture", "--components=1",
         "--prior_hidden=8", "--flow_width=64",
@@ -39,8 +38,8 @@ def arguments(faces, run, *more):
     return [*TINY, f"--data_dir={faces}", f"--run_dir={run}", "--batch_size=8", *more]
 
 
-def start(program, args, **env):
-    return subprocess.Popen([sys.executable, *program, *args], cwd=ROOT, stdout=subprocess.PIPE,
+def start(args, **env):
+    return subprocess.Popen([sys.executable, "train.py", *args], cwd=ROOT, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, env={**os.environ, **env})
 
 
@@ -140,24 +139,22 @@ def test_streamed_from_memory_maps_a_run_is_the_same_bit_for_bit(faces, tmp_path
     assert comparable(runs[0]) == comparable(runs[1])
 
 
-def start_two(program, args):
+def start_two(args):
     """Starts two processes that train together on loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     one_device = os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=1")
-    return [start(program, [*args, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"],
+    return [start([*args, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"],
                   XLA_FLAGS=one_device) for i in range(2)]
 
 
-@pytest.mark.parametrize("program, how, on_device", [(["train.py"], "pmap", "true"),
-                                                     (["-c", PROGRAM], "mesh", "false")])
-def test_two_processes_are_killed_and_resume_as_one_and_as_two(undisturbed, faces, tmp_path, program, how, on_device):
-    """Pictures and last figures, which take as long to compile as the training, are made once: by two that resume."""
-    runs = [tmp_path / "two", tmp_path / "then-one"]
-    args = [[*arguments(faces, run, *LONG, f"--parallel={how}", f"--data_on_device={on_device}",
-                        f"--cache={tmp_path / 'cache'}"), "--devices=0"] for run in runs]
-    processes = start_two(["-c", PROGRAM], args[0])
+def test_two_processes_are_killed_and_resume_as_one_and_as_two(undisturbed, faces, tmp_path):
+    """They begin by pmap, with the faces on the devices, and go on by a mesh, with faces that are streamed."""
+    runs, cache = [tmp_path / "two", tmp_path / "then-one"], f"--cache={tmp_path / 'cache'}"
+    begun, resumed = ([f"--parallel={how}", f"--data_on_device={on_device}", cache, "--devices=0"]
+                      for how, on_device in (("pmap", "true"), ("mesh", "false")))
+    processes = start_two(arguments(faces, runs[0], *LONG, *begun))
     deadline = time.monotonic() + 240
     while len(read_metrics(runs[0])) < 3 and processes[0].poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -166,8 +163,8 @@ def test_two_processes_are_killed_and_resume_as_one_and_as_two(undisturbed, face
     said = [process.communicate()[0] for process in processes]
     assert 3 <= len(read_metrics(runs[0])) < 8, ("they should have been killed midway", said)
     shutil.copytree(*runs)
-    assert train.main([*args[1], "--devices=1"]) == 0
-    processes = start_two(program, args[0])
+    assert train.main(arguments(faces, runs[1], *LONG)) == 0
+    processes = start_two(arguments(faces, runs[0], *LONG, *resumed))
     said = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     figures = ("train_loss", "validation_bound", "validation_kl", "validation_matching")
