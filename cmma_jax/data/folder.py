@@ -14,7 +14,7 @@ from PIL import Image
 
 from cmma_jax.data.dataset import Dataset, Faces, make_dataset
 from cmma_jax.data.disk import CACHE, PARTS, New, decoded, fingerprint
-from cmma_jax.data.images import open_picture
+from cmma_jax.data.images import Depth, open_picture
 from cmma_jax.data.table import AS_IT_IS, Reading, Table, read_columns, read_table
 from cmma_jax.errors import Faults, InputError
 
@@ -65,9 +65,11 @@ def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, memory: floa
         add_constant(faults, attributes, y[parts["train"]], mask[parts["train"]],
                      "drop the column, or leave it out by --ignore; join a rare word with another")
 
+    depth = Depth()
+
     def read(row: Row) -> np.ndarray | None:
         try:
-            return read_image(row.path, f"line {table.lines[row.number]}: image {row.file!r}", image_size)
+            return read_image(row.path, f"line {table.lines[row.number]}: image {row.file!r}", image_size, depth)
         except InputError as error:
             faults.add(str(error))
         return None
@@ -82,14 +84,19 @@ def load_folder(data_dir: str | pathlib.Path, image_size: int = 64, memory: floa
 
     def build(new: New) -> Dataset:
         x = {part: new(part, len(members)) for part, members in parts.items()}
+        places = [(part, i, rows[member]) for part, members in parts.items() for i, member in enumerate(members)]
+        shallow = 0  # how many were read before one that holds more bits
         with tqdm.tqdm(total=len(rows), desc="reading images", disable=None) as bar:
-            for part, members in parts.items():
-                for i, row in enumerate(rows[member] for member in members):
-                    image = read(row)
-                    if image is not None:
-                        x[part][i] = image
-                    bar.update()
+            for done, (part, i, row) in enumerate(places):
+                before, image = depth.bits, read(row)
+                if 0 < before < depth.bits:
+                    shallow = done
+                if image is not None:
+                    x[part][i] = image
+                bar.update()
         faults.tell()
+        for part, i, row in places[:shallow]:
+            x[part][i] = read(row)
         return make_dataset("folder", attributes, tuple(column.kind for column in columns),
                             *(Faces(x[s], y[parts[s]], mask[parts[s]]) for s in SPLITS))
 
@@ -118,9 +125,11 @@ def add_constant(faults: Faults, attributes: tuple[str, ...], y: np.ndarray, mas
                    f"expected two values or more: {mend}")
 
 
-def read_image(source: pathlib.Path | BinaryIO, name: str, image_size: int) -> np.ndarray:
-    """Returns an image's central square, upright, [image_size, image_size, 3] uint8; raises as `open_picture`."""
-    image = open_picture(source, name)
+def read_image(source: pathlib.Path | BinaryIO, name: str, image_size: int, depth: Depth | None = None) -> np.ndarray:
+    """Returns an image's central square, upright, [image_size, image_size, 3] uint8; depth, errors: as of
+    `open_picture`.
+    """
+    image = open_picture(source, name, depth=depth)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2

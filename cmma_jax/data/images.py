@@ -1,6 +1,7 @@
 """Pictures from files: upright, RGB, and refused before they are decoded where they are too large."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -29,11 +30,19 @@ NO_HEIC = "HEIC needs pip install '.[heic]'"
 LARGEST = 40_000_000  # pixels; a header that promises more is refused, or a JPEG is decoded at half its size
 
 
-def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str, ...] | None = None) -> Image.Image:
+@dataclasses.dataclass
+class Depth:
+    """How many bits the 16-bit files of one set of pictures hold: as many as the brightest that was read needs."""
+
+    bits: int = 0
+
+
+def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str, ...] | None = None,
+                 depth: Depth | None = None) -> Image.Image:
     """Returns a picture in RGB, turned upright by its EXIF orientation, on white where it is transparent.
 
     name: the picture's, for error messages; formats: Pillow's names of those that are read; None: all of Pillow's, some
-    of which start other programs.
+    of which start other programs; depth: of the set that it is of, which it may raise.
 
     Raises:
       InputError: the picture is corrupt, or its header promises more than LARGEST pixels.
@@ -46,7 +55,7 @@ def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str,
                 if math.prod(image.size) > LARGEST and image.format == "JPEG":
                     image.draft("RGB", (image.width // 2, image.height // 2))  # decoded at half its size, or less
                 pixels = f"{math.prod(image.size)}"
-                picture = _upright(image) if math.prod(image.size) <= LARGEST else None
+                picture = _upright(image, depth or Depth()) if math.prod(image.size) <= LARGEST else None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             picture, pixels = None, f"more than {LARGEST}"
         except Exception as error:  # a corrupt file makes Pillow's decoders raise almost anything
@@ -58,7 +67,7 @@ def open_picture(source: pathlib.Path | BinaryIO, name: str, formats: tuple[str,
     return picture
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, depth: Depth) -> Image.Image:
     sixteen = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     image = ImageOps.exif_transpose(image)
     if sixteen and image.mode.startswith(("RGB", "LA")):  # of which Pillow keeps the upper 8 bits
@@ -68,10 +77,10 @@ def _upright(image: Image.Image) -> Image.Image:
                              "nearly black; save it with 8 bits a channel")
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint16)
-        bits = next(bits for bits in DEPTHS if values.max(initial=0) < 2**bits)
-        if bits < 16:
-            _say_depth(bits)
-        image = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+        depth.bits = max(depth.bits, next(bits for bits in DEPTHS if values.max(initial=0) < 2**bits))
+        if depth.bits < 16:
+            _say_depth(depth.bits)
+        image = Image.fromarray((values >> (depth.bits - 8)).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels of mode {image.mode}; save it with 8 bits a channel")
     if image.has_transparency_data:

@@ -389,6 +389,16 @@ def test_fewer_bits_in_16_are_scaled_by_their_own_range_and_said_to_be(bits, cap
     assert caplog.text.count(f"all below {2**bits} are taken for {bits}-bit ones") == 1
 
 
+@pytest.mark.parametrize("brightest", FILES[::6])
+def test_a_dark_picture_has_as_many_bits_as_the_folders_brightest(folder, brightest):
+    for name in FILES:
+        level = 3000 if name == brightest else 700
+        Image.fromarray(np.full((16, 16), level, np.uint16)).save(folder / name)
+    data = load_folder(folder, 16)
+    found = sorted(int(x.max()) for part in (data.train, data.validation, data.test) for x in part.x)
+    assert found == [700 >> 4] * (len(FILES) - 1) + [3000 >> 4]
+
+
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
 def test_fewer_bits_in_16_of_a_colour_are_refused_and_16_are_read(bits):
     rows = np.linspace(0, 2**bits - 1, 16 * 16 * 3).astype(">u2").reshape(16, 48)
