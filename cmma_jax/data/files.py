@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -15,6 +16,8 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 from cmma_jax.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 def write_whole(path: pathlib.Path, content: bytes, flag: str = "out") -> None:
@@ -52,7 +55,7 @@ def held(folder: pathlib.Path, flag: str) -> Iterator[None]:
     """Holds a folder for this process alone, until it leaves or ends in whatever way, `kill -9` included.
 
     The lock is the operating system's, on the file `lock`, which names who has it and stays behind; a disk that knows
-    no locks, or a system without them, gives none.
+    no locks gives none, which is said, as does a system without them.
 
     Raises:
       InputError: another process holds the folder.
@@ -66,8 +69,9 @@ def held(folder: pathlib.Path, flag: str) -> Iterator[None]:
             file.seek(0)
             raise InputError(f"{folder} is in use by {file.read().strip() or 'another process'}; wait for it, stop it, "
                              f"or give another --{flag}") from error
-        except OSError:
-            pass
+        except OSError as error:
+            log.warning("%s is on a disk that gives no locks (%s): see to it that one process at a time has it", folder,
+                        error.strerror)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -1,6 +1,7 @@
 """Files and folders: several processes make a run's folder at once."""
 
 import concurrent.futures
+import errno
 import os
 import pathlib
 import signal
@@ -10,6 +11,7 @@ import sys
 
 import pytest
 
+from cmma_jax.data import files
 from cmma_jax.data.files import held, make_folder, write_whole
 from cmma_jax.errors import InputError
 
@@ -58,3 +60,13 @@ def test_a_folder_is_one_processs_until_it_dies(number, tmp_path):
         assert f"process {os.getpid()} " in (tmp_path / "lock").read_text()
     with held(tmp_path, "run_dir"):  # left, it is free
         pass
+
+
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with held(tmp_path, "run_dir"):
+        assert f"process {os.getpid()} " in (tmp_path / "lock").read_text()
+    assert f"{tmp_path} is on a disk that gives no locks (No locks available)" in caplog.text
