@@ -36,8 +36,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # The files that take longest, the longest first.
-LONGEST = ("test_faults.py", "test_train.py", "test_documents.py", "test_stages.py", "test_evaluate.py", "test_web.py",
-           "test_face_model.py", "test_commands.py", "test_model.py", "test_objectives.py", "test_compact.py")
+LONGEST = ("test_train.py", "test_documents.py", "test_faults.py", "test_notebook.py", "test_stages.py",
+           "test_evaluate.py", "test_web.py", "test_face_model.py", "test_commands.py", "test_model.py",
+           "test_objectives.py", "test_compact.py")
 
 
 def pytest_configure(config):
