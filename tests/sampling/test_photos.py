@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.photos import PHOTOGRAPHS
 from cmma_jax.errors import InputError
 from cmma_jax.sampling import photos
 from cmma_jax.sampling.photos import Box, Photo, cut, find_face, lfwcrop, put_back, read_photo
@@ -103,15 +104,6 @@ def test_no_face_found_and_the_way_out(monkeypatch, tmp_path):
     assert read_photo(tmp_path / "wall.png", crop=Box(10, 10, 50, 50)).box == (10, 10, 50, 50)
     with pytest.raises(InputError, match="lies outside"):
         read_photo(tmp_path / "wall.png", crop=Box(500, 10, 50, 50))
-
-
-PHOTOGRAPHS = {  # of packages that may be there: where their face is, left, top, width, height; None: there is none
-    "matplotlib/mpl-data/sample_data/grace_hopper.jpg": (170, 150, 200, 200),
-    "skimage/data/astronaut.png": (185, 85, 85, 85),
-    **dict.fromkeys(["skimage/data/" + name for name in (
-        "camera.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg", "motorcycle_left.png", "retina.jpg",
-        "gravel.png", "brick.png", "hubble_deep_field.jpg")]),
-    **dict.fromkeys(["sklearn/datasets/images/china.jpg", "sklearn/datasets/images/flower.jpg"])}
 
 
 @pytest.fixture(scope="module", params=PHOTOGRAPHS)
