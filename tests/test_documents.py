@@ -142,6 +142,7 @@ def test_data_from_elsewhere_trains_a_run_and_a_step(tmp_path):
     said = run_elsewhere("docs/batches.md", tmp_path)
     before, steps, after = map(float, re.findall(r"-?\d+", said.splitlines()[-1]))
     assert steps == 12 and after > before + 100
+    assert "generate --run=runs/cmma-mine" in said and "evaluate" not in said  # which cannot load the data by a name
     assert (tmp_path / "runs" / "cmma-mine" / "config.json").is_file()
 
 

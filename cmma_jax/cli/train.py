@@ -100,6 +100,7 @@ def train(config: Config, program: str = PROGRAM, log: Callable[[int, dict[str, 
         raise InputError(f"{run} already holds a run, which --no-resume will not overwrite; "
                          "give another --run_dir, or leave --no-resume out to go on with it")
     room = parallel.room_for_faces(config.data_on_device)
+    named = data is None
     data = data or load_dataset(config.dataset, config.data_dir, kind=config.attributes, image_size=config.image_size,
                                 memory=room, cache=config.cache, reading=config.reading)
     if data.train.size < config.batch_size:
@@ -119,7 +120,7 @@ def train(config: Config, program: str = PROGRAM, log: Callable[[int, dict[str, 
     with held(run, "run_dir") if main else contextlib.nullcontext(), command_line.signals_noted() as asked:
         train_run(config, data, run, data.train.x.nbytes <= room, placement,
                   Watcher(say, warn, asked, draw_progress, validate_cgan, log))
-    report(load_run(run), data, say)
+    report(load_run(run), data, say, named)
 
 
 def describe(data: Dataset) -> str:
@@ -149,8 +150,10 @@ def validate_cgan(model: Model, params: Params, faces: Faces) -> dict[str, float
             "diversity": diversity(generated_faces(model, params, few), few.x / 255)}
 
 
-def report(run: Run, data: Dataset, say) -> None:
-    """Prints the best checkpoint's figures on validation faces, where it lies, and what to do next."""
+def report(run: Run, data: Dataset, say, named: bool) -> None:
+    """Prints the best checkpoint's figures on validation faces, where it lies, and what to do next; named: whether the
+    data can be loaded by their name.
+    """
     model, params, faces = run.model, run.params, data.validation
     if not model.posterior:
         found = validate_cgan(model, params, faces)
@@ -170,8 +173,9 @@ def report(run: Run, data: Dataset, say) -> None:
     folder = FLOW if model.velocity else DETAIL if model.detail else FIRST
     say(f"best checkpoint   {run.path / folder / str(run.step)}\n"
         f"pictures          {run.path / 'grids'}\n"
-        f"next              python -m cmma_jax evaluate --parzen --dataset={run.config.dataset} compares the runs\n"
-        f"                  python -m cmma_jax generate --run={shlex.quote(str(run.path))} --n=16 makes faces")
+        f"next              python -m cmma_jax generate --run={shlex.quote(str(run.path))} --n=16 makes faces"
+        + (f"\n                  python -m cmma_jax evaluate --parzen --dataset={run.config.dataset} compares the runs"
+           if named else ""))
 
 
 def train_seeds(config: Config, program: str = PROGRAM) -> None:

@@ -154,12 +154,12 @@ def adversarial(model: Model, params: Params, key: jax.Array, x: jax.Array, y: j
     real, unreal = logit(params, real_key, x), logit(params, fake_key, jax.lax.stop_gradient(made))
     shift = PENALTY_SHIFT * pixel_deviation * standard_normal(shift_key, x.shape)
     penalty = jnp.square((logit(params, real_key, x + shift) - real) / PENALTY_SHIFT)
-    told = jax.nn.softplus(-real) + jax.nn.softplus(unreal)
+    loss = jax.nn.softplus(-real) + jax.nn.softplus(unreal)
     if wrong_attributes:
         others = (jnp.roll(a.reshape(-1, GROUP, a.shape[1]), 1, 1).reshape(a.shape) for a in (y, mask))
-        told += wrong_attributes * jax.nn.softplus(logit(params, real_key, x, *others))
+        loss += wrong_attributes * jax.nn.softplus(logit(params, real_key, x, *others))
     accuracy = 0.5 * ((real > 0).astype(x.dtype) + (unreal < 0))
-    return GanTerms(jax.nn.softplus(-logit(fixed, fake_key, made)), told, penalty, accuracy)
+    return GanTerms(jax.nn.softplus(-logit(fixed, fake_key, made)), loss, penalty, accuracy)
 
 
 def augment(key: jax.Array, x: jax.Array) -> jax.Array:

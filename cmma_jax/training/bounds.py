@@ -102,7 +102,7 @@ def dequantised_bits(model: Model, params: Params, faces: Faces, seed: int = 0, 
 
 
 def flow_matching(model: Model, params: Params, faces: Faces, seed: int = 0, batch_size: int = 100) -> float:
-    """Returns the mean matching error of a flow prior over faces, all attributes told; 1 is the Gaussian prior."""
+    """Returns the mean matching error of a flow prior over faces, all attributes known; 1 is the Gaussian prior."""
     return float(by_rows(functools.partial(_batch_matching, model, params, seed), faces, batch_size).mean())
 
 
