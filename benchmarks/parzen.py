@@ -46,8 +46,7 @@ def main() -> None:
         nothing = jnp.zeros((CHUNK, ATTRIBUTES)), jnp.zeros((CHUNK, ATTRIBUTES), bool)
         return jax.lax.map(lambda each: model.likelihood(params, each, *nothing).mean.sum(), z)
 
-    latents = model.prior(params, data.train.y[:1], data.train.mask[:1]).mean.size
-    z = jax.random.normal(jax.random.key(1), (count // CHUNK, CHUNK, latents))
+    z = jax.random.normal(jax.random.key(1), (count // CHUNK, CHUNK, model.latents))
     ways = {"the decoder alone": lambda: decode(params, z),
             "Parzen, 1 window": lambda: parzen_log_likelihood(sampler, faces, options.samples, SIGMAS[200:201],
                                                               chunk=CHUNK),

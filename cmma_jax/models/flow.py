@@ -52,9 +52,9 @@ def draw(model: Model, params: Params, key: jax.Array, y: jax.Array, mask: jax.A
     temperature: factor on the deviation of the noise; 0 gives the Gaussian's mean, or where the flow carries it.
     guidance: the scale, of a flow, or [B], one an example; 1 or None: p(z|y) itself. steps: of the solver.
     """
-    p = model.prior(params, y, mask)
-    noise = temperature * standard_normal(key, p.mean.shape)
+    noise = temperature * standard_normal(key, (len(y), model.latents))
     if model.velocity is None:
+        p = model.prior(params, y, mask)
         return p.mean + jnp.exp(p.logvar / 2) * noise
     return from_noise(model, params, noise, Wanted(y, mask), guidance, steps)
 
@@ -130,9 +130,8 @@ def log_prior(model: Model, params: Params, z: jax.Array, y: jax.Array, mask: ja
     With a key, one or [B] of them, a flow's trace is estimated without bias by random signs (Hutchinson 1990), so that
     a bound keeps its expectation; without one it is exact, at J products with the Jacobian a velocity.
     """
-    p = model.prior(params, y, mask)
     if model.velocity is None:
-        return sum_event(p.log_prob(z))
+        return sum_event(model.prior(params, y, mask).log_prob(z))
 
     def with_trace(state: tuple[jax.Array, jax.Array], t: jax.Array) -> tuple[jax.Array, jax.Array]:
         velocity, pull = jax.vjp(lambda u: model.velocity(params, u, _everywhere(t, u), y, mask), state[0])

@@ -37,8 +37,9 @@ class Model(NamedTuple):
     Attributes:
       init: (key, names=()) -> params of all networks, or of those named; with the flow's, `flow`, go those of its
         standardisation, `scale`.
+      latents: J.
       prior: (params, y, mask) -> p(z|y), or p(z), Gaussian over [B, J]; a CGAN's noise. With a flow it is the prior
-        under which the other networks were trained.
+        under which the other networks were trained, of which nothing is asked any more.
       likelihood: (params, z, y, mask) -> p(x|z), or a CVAE's p(x|y, z), whose mean is [B, H, W, 3]; of a CGAN only
         that is meant, the generator's face.
       posterior: (params, x, y, mask) -> q(z|x, y); with an empty mask it is q(z|x). None: a CGAN.
@@ -56,6 +57,7 @@ class Model(NamedTuple):
     """
 
     init: Callable[..., Params]
+    latents: int
     prior: Callable[..., Gaussian]
     likelihood: Callable[..., Gaussian | LogisticMixture]
     # "| Any" and not "| None": who calls a part knows by the model's kind, or has asked, that it is there.
@@ -102,7 +104,7 @@ def cmma(architecture: Architecture, spec: Spec) -> Model:
         logvar = jnp.maximum(others[0], ATTRIBUTE_LOGVAR_FLOOR) if others else jnp.zeros_like(heads)
         return Mixed(binary, heads, logvar)
 
-    return Model(functools.partial(_init, parts), prior, _likelihood(architecture, spec, parts, None),
+    return Model(functools.partial(_init, parts), example.size, prior, _likelihood(architecture, spec, parts, None),
                  _posterior(spec, parts, encode), attributes, None, _velocity(parts, encode), _detail(spec, parts),
                  _discrete(architecture))
 
@@ -127,8 +129,8 @@ def _with_standard_prior(architecture: Architecture, spec: Spec, parts: dict[str
     def nothing(y: jax.Array, mask: jax.Array) -> jax.Array:
         return jnp.zeros((len(y), 2 * len(spec.attributes)))
 
-    return Model(functools.partial(_init, parts), _standard_prior(architecture, spec),
-                 _likelihood(architecture, spec, parts, encode), _posterior(spec, parts, encode), None, None,
+    return Model(functools.partial(_init, parts), _latents(architecture, spec)[1].size,
+                 _standard_prior(architecture, spec), _likelihood(architecture, spec, parts, encode), _posterior(spec, parts, encode), None, None,
                  _velocity(parts, nothing), _detail(spec, parts), _discrete(architecture))
 
 
@@ -157,7 +159,7 @@ def cgan(architecture: Architecture, spec: Spec) -> Model:
         return network.apply({"params": params["discriminator"]}, x, encode_attributes(y, mask, spec.binary))
 
     parts = {"g": (generator, z, a), "discriminator": (network, *group)}
-    return Model(functools.partial(_init, parts), _standard_prior(architecture, spec), likelihood,
+    return Model(functools.partial(_init, parts), z.size, _standard_prior(architecture, spec), likelihood,
                  discriminator=discriminator)
 
 

@@ -1,7 +1,7 @@
 """The only file that names safetensors: a trained model in one file, in half precision, small enough to be shipped.
 
-The file holds the parameters as float16, `params/f/hidden/kernel` and so on, a flow's standardisation and the mean
-face as float32, and in its metadata, under `cmma_jax`, JSON: the settings, the description of the data, step and epoch.
+The file holds the parameters as float16, `params/h/conv0/kernel` and so on, a flow's standardisation and the mean
+face as float32, f only where there is no flow, and in its metadata, under `cmma_jax`, JSON: the settings, the description of the data, step and epoch.
 It holds no code: what is read is numbers and names. The same model gives the same bytes.
 """
 
@@ -41,10 +41,12 @@ def shipped() -> dict[str, pathlib.Path]:
 def write_compact(path: pathlib.Path, config: Config, spec: Spec, step: int, epoch: int, params: Params) -> None:
     """Writes a model as one file, its parameters rounded to float16: by up to 2^-11 of themselves.
 
+    Where there is a flow, f, the prior before it, which nothing asks any more, stays behind.
+
     Raises:
       InputError: a parameter is beyond the range of float16, or the file cannot be written.
     """
-    flat = {name: np.asarray(value) for name, value in flax.traverse_util.flatten_dict(params, sep="/").items()}
+    flat = {name: np.asarray(value) for name, value in _flat(params, config).items()}
     with np.errstate(over="ignore"):  # told below
         tensors = {PARAMS + name: value.astype(np.float32 if name.startswith(EXACT) else np.float16)
                    for name, value in flat.items()}
@@ -82,7 +84,7 @@ def read_compact(path: pathlib.Path) -> tuple[Config, Spec, int, int, Model, Par
             except Exception as error:  # whatever JSON and the constructors say of what nobody has checked
                 raise _wrong(path, one_line(error)) from error
             wanted = {PARAMS + name: ("F32" if name.startswith(EXACT) else "F16", tuple(a.shape))
-                      for name, a in flax.traverse_util.flatten_dict(like, sep="/").items()}
+                      for name, a in _flat(like, config).items()}
             for name in sorted(wanted.keys() | stored.keys()):
                 if wanted.get(name) != stored.get(name):
                     raise _wrong(path, f"{name} is {stored.get(name, 'missing')}, expected {wanted.get(name, 'none')}")
@@ -93,6 +95,12 @@ def read_compact(path: pathlib.Path) -> tuple[Config, Spec, int, int, Model, Par
         if not np.isfinite(value).all():
             raise _wrong(path, f"{PARAMS}{name} has a value that is not finite")
     return config, spec, step, epoch, model, flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _flat(params: Params, config: Config) -> dict[str, Any]:
+    """Returns {path: array} of what a file holds of parameters."""
+    kept = {name: tree for name, tree in params.items() if name != "f" or config.prior == "gaussian"}
+    return flax.traverse_util.flatten_dict(kept, sep="/")
 
 
 def _facts(text: str, mean_face: np.ndarray) -> tuple[Config, Spec, int, int]:

@@ -60,8 +60,9 @@ def make_later_optimizer(config: Config, highest: float, steps: int
                          ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns the optimiser of the later stages and its learning rate over `steps` steps, at most `highest`.
 
-    The matrices of a transformer's blocks move by Muon (Jordan et al. 2024), along the nearest orthogonal matrix to
-    their momentum; all else, and so the whole of the detail, by Adam with Nesterov's momentum (Dozat 2016).
+    The matrices of the flow's blocks, and the kernels of the detail's as matrices of [9 C, C], move by Muon (Jordan et
+    al. 2024), along the nearest orthogonal matrix to their momentum; all else by Adam with Nesterov's momentum (Dozat
+    2016).
     """
     rate = _rate(config, highest, steps)
     rule = optax.contrib.muon(rate, weight_decay=0.01, adam_b2=0.99, consistent_rms=MUON_RMS,
@@ -72,9 +73,9 @@ def make_later_optimizer(config: Config, highest: float, steps: int
 def _matrices(params: Any) -> Any:
     """Returns, in the structure of parameters, which of them Muon moves: None where it does not."""
     def kind(path: tuple, leaf: Any) -> Any:
-        names = [getattr(key, "key", "") for key in path]
-        inside = names[0] == "flow" and any(name.startswith("block") for name in names)
-        return optax.contrib.MuonDimensionNumbers() if inside and leaf.ndim == 2 else None
+        own, *names = (getattr(key, "key", "") for key in path)
+        inside = any(name.startswith("block") for name in names) and leaf.ndim == {"flow": 2, "detail": 4}[own]
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if inside else None
 
     return jax.tree_util.tree_map_with_path(kind, params)
 

@@ -37,7 +37,7 @@ def with_velocity(velocity) -> Model:
     def of_model(params, u, t, y, mask, keys=None):
         return velocity(jnp, u, t[:, None], jnp.where(mask, y, 0))
 
-    return Model(lambda key: None, standard, lambda *_: None, velocity=of_model)
+    return Model(lambda key: None, J, standard, lambda *_: None, velocity=of_model)
 
 
 def linear_velocity(xp, u, t, seen):

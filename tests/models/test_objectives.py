@@ -56,7 +56,7 @@ def linear_cmma() -> Model:
     def attributes(params, z):
         return Bernoulli(z @ A.T)
 
-    return Model(lambda key: None, prior, likelihood, posterior, attributes)
+    return Model(lambda key: None, len(W), prior, likelihood, posterior, attributes)
 
 
 def exact_log_likelihood(x, y):
