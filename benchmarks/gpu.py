@@ -1,46 +1,88 @@
-"""All that is to be measured on a GPU, one after another, each with its seconds.
+"""What is to be trained and measured on a GPU.
 
     pip install -r requirements.txt -r benchmarks/requirements.txt
-    python -m benchmarks.gpu --data_dir=DIR [--runs_dir=runs/gpu] [--skip large]
+    python -m benchmarks.gpu --data_dir=DIR [--runs_dir=runs/gpu] [--parts large cvae] [--seconds=540]
 
-Faces/s of both stages beside PyTorch's, plain and compiled; a run of the default on LFW from nothing, in float32 and in
-bfloat16; one of --preset=large; and the bounds of all of them on validation faces. What is trained goes on when the
-command is given again.
+First, each alone: faces/s of both stages beside PyTorch's, plain and compiled (rates), and a run of the default on LFW
+from nothing (default). Then all the others side by side, since small networks leave most of a large GPU idle: its
+memory is divided, and where NVIDIA's nvidia-cuda-mps-control runs, their kernels share it at once. Each is a plain
+train.py, which goes on when the command is given again; what it prints is in --runs_dir/NAME.log. In the end comes a
+table of what their records say: of each stage the median of an epoch's faces/s and all its seconds.
 """
 
 import argparse
+import os
+import pathlib
+import signal
+import statistics
 import subprocess
 import sys
 import time
 
+from cmma_jax.training.records import read_metrics
+
+# The stages of a longer run that the default's decoder and flow have room for, below 20 MiB in half precision.
+LONG = ("--batch_size=250", "--epochs=40", "--kl_weight=2", "--detail_width=128", "--detail_blocks=4",
+        "--detail_epochs=90", "--flow_epochs=260")
+FEW = ("--checkpoint_every=20", "--grid_every=50")  # each takes about as long as an epoch
+ALONE = ("rates", "default")
+PARTS: dict[str, tuple[str, ...]] = {
+    "rates": (), "default": ("--model=cmma",), "float32": ("--model=cmma", "--precision=float32", *FEW),
+    "long": ("--model=cmma", *LONG, *FEW), "large": ("--model=cmma", "--preset=large", *FEW),
+    "cvae": ("--model=cvae", *FEW), "vae": ("--model=vae", *FEW),
+    "projection": ("--model=cgan", "--preset=projection", *FEW)}
+
 
 def main() -> int:
-    """Runs each part in a process of its own, which has the GPU's memory to itself, and prints its seconds; returns the
-    first exit code that is not 0.
-    """
+    """Runs the parts, prints what they took; returns the first exit code that is not 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="LFW's folder")
-    parser.add_argument("--runs_dir", default="runs/gpu")
-    parser.add_argument("--skip", default="", help="parts left out, with commas between them")
+    parser.add_argument("--runs_dir", type=pathlib.Path, default=pathlib.Path("runs/gpu"))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=float("inf"),
+                        help="after which what still trains is asked to stop, with a checkpoint")
     options = parser.parse_args()
-    train = ["train.py", "--model=cmma", "--dataset=lfw", f"--data_dir={options.data_dir}"]
-    parts = {"rates": ["-m", "benchmarks.train_step", "--steps=20", "--compile"],
-             "float32": [*train, f"--run_dir={options.runs_dir}/float32"],
-             "bfloat16": [*train, f"--run_dir={options.runs_dir}/bfloat16", "--precision=bfloat16"],
-             "large": [*train, f"--run_dir={options.runs_dir}/large", "--preset=large"]}
-    for name in [name for name in parts if name not in options.skip.split(",")]:
-        commands = [parts[name]]
-        if name != "rates":
-            commands.append(["evaluate.py", f"--run={options.runs_dir}/{name}", "--split=validation",
-                             f"--picture={options.runs_dir}/{name}.png"])
-        for command in commands:
-            began = time.perf_counter()
-            code = subprocess.run([sys.executable, *command]).returncode
-            print(f"{name}: {time.perf_counter() - began:.0f} s, exit code {code}: python {' '.join(command)}",
-                  flush=True)
-            if code:
-                return code
-    return 0
+    options.runs_dir.mkdir(parents=True, exist_ok=True)
+    end, codes = time.monotonic() + options.seconds, []
+    beside = [name for name in options.parts if name not in ALONE]
+    for names in [[name] for name in ALONE if name in options.parts] + [beside]:
+        running = {name: start(name, options, 0.9 / len(names)) for name in names}
+        while running:
+            for name, process in list(running.items()):
+                try:
+                    codes.append(process.wait(max(0.1, min(1.0, end - time.monotonic()))))
+                    print(f"{name}: exit code {codes[-1]}", flush=True)
+                    del running[name]
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() > end:
+                        process.send_signal(signal.SIGTERM)
+                        end = max(end, time.monotonic() + 10)
+    print("\n| | stage | epochs | faces/s | seconds |\n|---|---|---|---|---|")
+    for name in options.parts:
+        print("\n".join(rows(name, options.runs_dir / name)))
+    return next((code for code in codes if code), 0)
+
+
+def start(name: str, options: argparse.Namespace, share: float) -> subprocess.Popen:
+    """Starts a part, with a share of the GPU's memory."""
+    command = (["-m", "benchmarks.train_step", "--steps=20", "--compile"] if name == "rates" else
+               ["train.py", "--dataset=lfw", f"--data_dir={options.data_dir}", "--precision=bfloat16", *PARTS[name],
+                f"--run_dir={options.runs_dir / name}"])
+    print(f"{name}: python {' '.join(command)}", flush=True)
+    with open(options.runs_dir / f"{name}.log", "a") as log:
+        return subprocess.Popen([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT,
+                                env=os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.3f}"})
+
+
+def rows(name: str, run: pathlib.Path) -> list[str]:
+    """Returns a run's rows of the table, a stage each; the first epoch, in which is compiled, counts in the seconds."""
+    records, found = read_metrics(run), []
+    for stage in dict.fromkeys(record["stage"] for record in records):
+        of_stage = [record for record in records if record["stage"] == stage]
+        rate = statistics.median([record["faces_per_second"] for record in of_stage[1:] or of_stage])
+        found.append(f"| {name} | {stage} | {len(of_stage)} | {rate:,.0f} | "
+                     f"{sum(record['seconds'] for record in of_stage):.0f} |")
+    return found
 
 
 if __name__ == "__main__":

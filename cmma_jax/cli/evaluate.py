@@ -9,6 +9,7 @@ import zlib
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cmma_jax.cli import command_line
@@ -28,7 +29,14 @@ from cmma_jax.sampling import pictures
 from cmma_jax.sampling.attributes import Attributes
 from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
 from cmma_jax.training import parallel
-from cmma_jax.training.bounds import dequantised_bits, importance_weighted, variational_bound
+from cmma_jax.training.bounds import (
+    bits,
+    dequantised_bits,
+    dequantised_pixels,
+    importance_weighted,
+    standard_error,
+    variational_bound,
+)
 from cmma_jax.training.runs import Run, check_data, find_runs, load_data, load_run
 
 HELP = """Compare finished runs on faces that they were not trained on.
@@ -80,6 +88,8 @@ class Arguments:
     """Which faces. Choose on validation, report on test."""
     limit: int = 100
     """Faces whose Parzen figure is taken, or that are edited, spread over the split; the bounds take all of it."""
+    unconditional: bool = False
+    """The bounds of p(x) too, no attribute known: the difference is what the attributes are worth."""
     bound_faces: int = 0
     """Faces on which a flow's bound is taken, spread over the split; 0: all of them on a GPU, 200 on a CPU."""
     steps: int = STEPS
@@ -249,6 +259,10 @@ def measure(run: Run, data: Dataset, faces: Faces, arguments: Arguments, samples
                   "bound_faces": (few.size, None)}
     if run.model.posterior:
         found |= measure_bound(run, faces, arguments)
+        if arguments.unconditional:
+            unknown = measure_bound(run, faces._replace(mask=np.zeros_like(faces.mask)), arguments, "-unconditional")
+            found |= {f"{name}_unconditional": figure for name, figure in unknown.items()
+                      if name.startswith(("bound", "bits"))}
     if not arguments.parzen:
         return found
     few = spread(faces, arguments.limit)
@@ -265,14 +279,17 @@ def bound_faces(faces: Faces, arguments: Arguments) -> Faces:
     return faces if count >= faces.size else spread(faces, count)
 
 
-def measure_bound(run: Run, faces: Faces, arguments: Arguments) -> table.Figures:
-    """Returns a run's bound and its parts; a flow's is kept beside it, face by face, for a second call to go on."""
+def measure_bound(run: Run, faces: Faces, arguments: Arguments, given: str = "") -> table.Figures:
+    """Returns a run's bound and its parts; a flow's is kept beside it, face by face, for a second call to go on.
+
+    given: added to the name under which it is kept, where not all attributes are.
+    """
     model, params, seed = run.model, run.params, arguments.seed
     how: dict[str, Any]
     if model.velocity:
         faces = bound_faces(faces, arguments)
         size = min(FLOW_BATCH.get(jax.default_backend(), 100), faces.size)
-        save = record(run, arguments, f"steps{arguments.steps}-faces{faces.size}-batch{size}")
+        save = record(run, arguments, f"steps{arguments.steps}-faces{faces.size}-batch{size}{given}")
         save, smooth = (save and save.with_name(f"{kind}-{save.name}.jsonl") for kind in ("bound", "dequantised"))
         todo = sum(faces.size - len(read_lines(path)) for path in ([save] if model.discrete else [save, smooth]))
         if todo:
@@ -333,10 +350,15 @@ def measure_baselines(data: Dataset, faces: Faces, arguments: Arguments, samples
     """Returns the figures of models that need no training: their exact log-likelihoods, and Parzen figures."""
     print("baselines: mean face, linear regression, conditional PPCA", flush=True)
     few, rows = spread(faces, arguments.limit), {}
+    keys = row_keys(arguments.seed, np.arange(faces.size))
+    dequantised = faces._replace(x=255 * np.asarray(dequantised_pixels(keys, jnp.asarray(faces.x))))
     for baseline in baselines.fit_baselines(data):
-        values = baseline.log_likelihood(faces)
+        values, smooth = baseline.log_likelihood(faces), baseline.log_likelihood(dequantised)
+        dimensions = math.prod(data.spec.image_shape)
         rows[baseline.name] = {"parameters": (baseline.parameters, None),
-                               "exact": (float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))}
+                               "exact": (float(values.mean()), standard_error(values)),
+                               "bits_per_dim_dequantised": (bits(float(smooth.mean()), dimensions, 256),
+                                                            standard_error(smooth) / (dimensions * math.log(2)))}
         if baseline.sample:
             rows[baseline.name] |= measure_parzen(Sampler(baseline.sample, baseline.params), data, few, arguments,
                                                   samples, name=baseline.name)

@@ -25,7 +25,7 @@ class Baseline(NamedTuple):
     sample: Callable | None  # (params, keys [n], y [n, A], mask [n, A]) -> [n, H, W, 3] means of p(x|z)
 
 
-def fit_baselines(data: Dataset, components: tuple[int, ...] = (10, 100, 500)) -> list[Baseline]:
+def fit_baselines(data: Dataset, components: tuple[int, ...] = (10, 100, 500, 1500)) -> list[Baseline]:
     """Fits the mean face, linear regressions and conditional PPCA with each number of components that N and D allow.
 
     All is fitted to the training faces, but PPCA's variance off the axes to the validation faces.

@@ -13,6 +13,8 @@ Figures = dict[str, tuple[float, float | None]]  # figure -> (value, its error o
 COLUMNS = {  # figure: (heading, decimals)
     "bound": ("bound", 0), "iwae": ("importance-weighted", 0), "exact": ("exact log p", 0), "parzen": ("Parzen", 0),
     "parzen_sigma": ("sigma", 3), "kl": ("KL", 0), "reconstruction": ("reconstruction", 0),
+    "bound_unconditional": ("bound of p(x)", 0), "bits_per_dim_unconditional": ("bits/dim of p(x)", 3),
+    "bits_per_dim_dequantised_unconditional": ("bits/dim of p(x), dequantised", 3),
     "bits_per_dim": ("bits/dim", 3), "bits_per_dim_dequantised": ("bits/dim, dequantised", 3),
     "bits_per_dim_payload": ("bits/dim, payload", 3), "bits_per_dim_sheet": ("bits/dim, one sheet", 3),  # of formats
     "diversity": ("diversity", 2),

@@ -29,17 +29,17 @@ class Wanted(NamedTuple):
 
 
 def matching(model: Model, params: Params, key: jax.Array, z: jax.Array, y: jax.Array, mask: jax.Array,
-             dropout: bool = False) -> jax.Array:
+             dropout: bool = False, t: jax.Array | None = None) -> jax.Array:
     """Returns [B] the mean squared error of the velocity on the path to a latent, at one random time and noise.
 
     Times are logit-normal (Esser et al. 2024): most in the middle, where the velocity is hardest to tell.
 
     key: [B] keys, one an example; z: [B, J] latents of faces; y, mask: what the velocity sees of their attributes;
-    dropout: whether units of the velocity are dropped, as in training.
+    dropout: whether units of the velocity are dropped, as in training; t: [B], the times, if they are not drawn.
     """
     noise_key, time_key, drop_key = split_each(key, 3)
     u, e = _standardised(params, z), standard_normal(noise_key, z.shape)
-    t = jax.nn.sigmoid(standard_normal(time_key, (len(z), 1)))
+    t = jax.nn.sigmoid(standard_normal(time_key, (len(z), 1))) if t is None else t[:, None]
     found = model.velocity(params, (1 - t) * e + t * u, t[:, 0], y, mask, drop_key if dropout else None)
     return jnp.square(found - (u - e)).mean(-1)
 
@@ -89,8 +89,8 @@ def to_noise(model: Model, params: Params, z: jax.Array, known: Wanted, steps: i
                  steps)[0]
 
 
-def transport(model: Model, params: Params, z: jax.Array, old: Wanted, new: Wanted, weight: jax.Array,
-              steps: int = STEPS) -> jax.Array:
+def transport(model: Model, params: Params, z: jax.Array, old: Wanted, new: Wanted,
+              weight: Callable[[jax.Array], jax.Array], steps: int = STEPS) -> jax.Array:
     """Returns [B, J] latents z led to the noise under old attributes, and back by old + weight (new - old).
 
     What is solved for on the way back is the difference d from the way there, u(t):
@@ -99,7 +99,8 @@ def transport(model: Model, params: Params, z: jax.Array, old: Wanted, new: Want
 
     whose solution is the same and whose error is that of the difference: a weight of 0, or equal attributes, return z.
 
-    weight: [B, 1]; 1 is the new attributes' own flow, more goes further. steps: of the solver, each way.
+    weight: the root mean square of velocity(new) - velocity(old) halfway to the noise, [B, 1] -> [B, 1]; 1 is the new
+    attributes' own flow, more goes further. steps: of the solver, each way.
     """
     def under_old(u: jax.Array, t: jax.Array) -> jax.Array:
         return model.velocity(params, u, _everywhere(t, u), *old)
@@ -110,9 +111,13 @@ def transport(model: Model, params: Params, z: jax.Array, old: Wanted, new: Want
     places = jnp.concatenate([places, start[None]])[::-1]
     velocities = jnp.concatenate([velocities, under_old(start, jnp.zeros(()))[None]])[::-1]
 
+    half = steps // 2
+    apart = model.velocity(params, places[half], _everywhere(jnp.asarray(half / steps), end), *new) - velocities[half]
+    scale = weight(jnp.sqrt(jnp.square(apart).mean(-1, keepdims=True)))
+
     def change(d: jax.Array, t: jax.Array, i: jax.Array) -> jax.Array:
         toward, away = _both(model, params, places[i] + d, t, new, old)
-        return away - velocities[i] + weight * (toward - away)
+        return away - velocities[i] + scale * (toward - away)
 
     def step(d: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         first = change(d, i / steps, i)

@@ -130,8 +130,9 @@ def _with_standard_prior(architecture: Architecture, spec: Spec, parts: dict[str
         return jnp.zeros((len(y), 2 * len(spec.attributes)))
 
     return Model(functools.partial(_init, parts), _latents(architecture, spec)[1].size,
-                 _standard_prior(architecture, spec), _likelihood(architecture, spec, parts, encode), _posterior(spec, parts, encode), None, None,
-                 _velocity(parts, nothing), _detail(spec, parts), _discrete(architecture))
+                 _standard_prior(architecture, spec), _likelihood(architecture, spec, parts, encode),
+                 _posterior(spec, parts, encode), None, None, _velocity(parts, nothing), _detail(spec, parts),
+                 _discrete(architecture))
 
 
 def cgan(architecture: Architecture, spec: Spec) -> Model:

@@ -18,7 +18,7 @@ class Terms(NamedTuple):
     reconstruction: jax.Array  # [B] log p(x|z) at one sample z ~ q(z|x, y) (Eqs. 8 and 11)
     kl: jax.Array  # [B] KL[q(z|x, y) || p(z|y)] (Eq. 7); where the prior is a flow, an unbiased estimate at that z
     attributes: jax.Array  # [B] log q(y|z) of the known attributes at that z; trains q(y|z) alone
-    attributes_prior: jax.Array  # [B] that at one z of the Gaussian prior: the paper's stand-in for log p(y) (2.1)
+    attributes_prior: jax.Array  # [B] that at one z of a Gaussian prior: the paper's stand-in for log p(y) (2.1); or 0
 
     @property
     def bound(self) -> jax.Array:
@@ -46,19 +46,23 @@ def elbo(model: Model, params: Params, key: jax.Array, x: jax.Array, y: jax.Arra
     """
     known = mask if known is None else known
     posterior_key, prior_key, trace_key = split_each(key, 3)
-    q, p = model.posterior(params, x, y, mask), model.prior(params, y, mask)
+    q = model.posterior(params, x, y, mask)
     z = q.sample(posterior_key)
     reconstruction = log_likelihood(model, params, x, z, y, mask)
 
+    zeros = jnp.zeros(len(x))
+
     def attribute_term(z: jax.Array, scored: jax.Array) -> jax.Array:
         if model.attributes is None:
-            return jnp.zeros(len(x))
+            return zeros
         return jnp.where(scored, model.attributes(params, z).log_prob(y), 0).sum(-1)
 
-    divergence = (sum_event(kl(q, p)) if model.velocity is None else
-                  -sum_event(q.entropy) - log_prior(model, params, z, y, mask, trace_key, steps))
-    return Terms(reconstruction, divergence, attribute_term(jax.lax.stop_gradient(z), known),
-                 attribute_term(p.sample(prior_key), mask))
+    if model.velocity is None:
+        p = model.prior(params, y, mask)
+        divergence, of_prior = sum_event(kl(q, p)), attribute_term(p.sample(prior_key), mask)
+    else:
+        divergence, of_prior = -sum_event(q.entropy) - log_prior(model, params, z, y, mask, trace_key, steps), zeros
+    return Terms(reconstruction, divergence, attribute_term(jax.lax.stop_gradient(z), known), of_prior)
 
 
 def log_likelihood(model: Model, params: Params, x: jax.Array, z: jax.Array, y: jax.Array, mask: jax.Array

@@ -43,7 +43,9 @@ def reconstruct(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: 
     return jnp.clip(model.likelihood(params, z, y, mask).mean, 0, 1)
 
 
-EDIT_SCALE = 3.0  # of a transported edit at intensity 1, by which it is plainly visible
+# An edit of intensity 1 is as large as this, a root mean square of what the new attributes change in the velocity of
+# standardised latents, whichever they are; the weight by which that is reached lies between the two bounds.
+EDIT_SIZE, EDIT_WEIGHTS = 0.2, (2.0, 8.0)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("literal", "steps"))
@@ -52,10 +54,10 @@ def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Arr
          keep_detail: bool | jax.Array = True, steps: int = STEPS) -> jax.Array:
     """Returns faces changed from attributes y to new_y: [B, H, W, 3] in [0, 1].
 
-    Under a flow that sees attributes, z ~ q(z|x, y) is led to the noise under y and back by velocity(y) + EDIT_SCALE
-    intensity (velocity(new_y) - velocity(y)) (`flow.transport`). Under a Gaussian prior
-    (section 4.5), z = h(x, y) + intensity (f(new_y) - f(y)), all of them means. The face is the mean of p(x|z); where
-    the likelihood sees attributes, as a CVAE's, it sees y + intensity (new_y - y).
+    Under a flow that sees attributes, z ~ q(z|x, y) is led to the noise under y and back by velocity(y) + w intensity
+    (velocity(new_y) - velocity(y)) (`flow.transport`), w such that every edit is as large, EDIT_SIZE. Under a Gaussian
+    prior (section 4.5), z = h(x, y) + intensity (f(new_y) - f(y)), all of them means. The face is the mean of p(x|z);
+    where the likelihood sees attributes, as a CVAE's, it sees y + intensity (new_y - y).
 
     Args:
       model: one with a posterior.
@@ -68,7 +70,8 @@ def edit(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: jax.Arr
     intensity = jnp.broadcast_to(jnp.asarray(intensity, x.dtype), (len(x),))[:, None]
     start = _latent(model, params, x, y, mask)
     if model.guided:
-        end = transport(model, params, start, Wanted(y, mask), Wanted(new_y, new_mask), EDIT_SCALE * intensity, steps)
+        end = transport(model, params, start, Wanted(y, mask), Wanted(new_y, new_mask),
+                        lambda change: intensity * jnp.clip(EDIT_SIZE / change, *EDIT_WEIGHTS), steps)
     else:
         begun = _latent(model, params, x, new_y, new_mask) if literal else start
         end = begun + intensity * (model.prior(params, new_y, new_mask).mean - model.prior(params, y, mask).mean)

@@ -87,8 +87,8 @@ def variational_bound(model: Model, params: Params, faces: Faces, seed: int = 0,
     if model.discrete:
         dimensions = int(np.prod(faces.x.shape[1:]))
         result |= {"bits_per_dim": bits(result["bound"], dimensions, 255),
-                   "bits_per_dim_stderr": _stderr(every["bound"]) / (dimensions * math.log(2))}
-    return result | {"bound_stderr": _stderr(every["bound"])}
+                   "bits_per_dim_stderr": standard_error(every["bound"]) / (dimensions * math.log(2))}
+    return result | {"bound_stderr": standard_error(every["bound"])}
 
 
 def dequantised_bits(model: Model, params: Params, faces: Faces, seed: int = 0, **how) -> tuple[float, float]:
@@ -125,10 +125,11 @@ def importance_weighted(model: Model, params: Params, faces: Faces, samples: int
     if samples < 1:
         raise InputError(f"--iwae={samples}: the importance-weighted bound needs at least 1 sample")
     values = by_rows(functools.partial(_batch_weighted, model, samples, params, seed), faces, batch_size)[:, 0]
-    return {"iwae": float(values.mean()), "iwae_stderr": _stderr(values), "iwae_samples": samples}
+    return {"iwae": float(values.mean()), "iwae_stderr": standard_error(values), "iwae_samples": samples}
 
 
-def _stderr(values: np.ndarray) -> float:
+def standard_error(values: np.ndarray) -> float:
+    """Returns the standard error of the mean of [N] values; NaN of one alone."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 

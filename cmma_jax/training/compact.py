@@ -1,8 +1,9 @@
 """The only file that names safetensors: a trained model in one file, in half precision, small enough to be shipped.
 
 The file holds the parameters as float16, `params/h/conv0/kernel` and so on, a flow's standardisation and the mean
-face as float32, f only where there is no flow, and in its metadata, under `cmma_jax`, JSON: the settings, the description of the data, step and epoch.
-It holds no code: what is read is numbers and names. The same model gives the same bytes.
+face as float32, f only where there is no flow, and in its metadata, under `cmma_jax`, JSON: the settings, the
+description of the data, step and epoch. It holds no code: what is read is numbers and names. The same model gives the
+same bytes.
 """
 
 import dataclasses

@@ -58,7 +58,7 @@ class Config(Architecture):
     learning_rate: float = 2e-3
     """The highest of the first stage; a linear warm-up leads to it."""
     detail_rate: float = 2e-3
-    """The highest of the detail's stage, whose optimiser is Adam."""
+    """The highest of the detail's stage, whose optimiser is the flow's, for the kernels of its blocks."""
     flow_rate: float = 1e-3
     """The highest of the flow's stage, whose optimiser is Muon for the matrices of its blocks and Adam for all else."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -220,15 +220,16 @@ def default(model: ModelName, dataset: str) -> Config:
 
 
 def large(model: ModelName, dataset: str) -> Config:
-    """Wider and deeper, trained for longer, for a GPU or TPU; nobody has trained it yet (`python -m benchmarks.gpu`).
+    """Wider and deeper, trained for longer, for a GPU or TPU, in batches that fill more of it; nobody has trained it to
+    its end yet (`python -m benchmarks.gpu --parts large`).
 
     python train.py --model=cmma --dataset=lfw --data_dir=DIR --preset=large
     """
     if model == "cgan":
         raise InputError(f"--preset=large has no CGAN; give --preset=paper, or another --model than {model}")
-    return Config(model=model, preset="large", dataset=dataset, width=96, blocks=2, epochs=40, detail_width=128,
-                  detail_blocks=4, detail_epochs=60, flow_width=512, flow_blocks=8, flow_epochs=300,
-                  precision="bfloat16")
+    return Config(model=model, preset="large", dataset=dataset, batch_size=250, width=64, blocks=2, epochs=40,
+                  kl_weight=2.0, detail_width=128, detail_blocks=4, detail_epochs=90, flow_width=384, flow_blocks=7,
+                  flow_epochs=200, precision="bfloat16")
 
 
 def paper(model: ModelName, dataset: str) -> Config:

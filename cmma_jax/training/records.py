@@ -13,7 +13,7 @@ from cmma_jax.data.files import write_whole
 def read_metrics(run: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's metrics.jsonl, oldest first; a line cut short by a crash is left out.
 
-    All of a line are numbers but `stage`, the name of the run's stage: autoencoder, flow or cgan.
+    All of a line are numbers but `stage`, the name of the run's stage: autoencoder, detail, flow or cgan.
     """
     path = run / "metrics.jsonl"
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []

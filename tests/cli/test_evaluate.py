@@ -98,6 +98,32 @@ def test_a_flows_bound_is_that_of_its_faces_and_steps(whole_table, runs, monkeyp
     assert json.loads((runs / "cmma" / "results-folder-test.json").read_text())["cmma"] == found
 
 
+def test_the_bound_of_faces_alone_stands_beside_that_given_their_attributes(whole_table, runs):
+    """Of no attribute anything is known: against the function itself, and the other bound is not measured again."""
+    flags = ["--bound_faces=4", f"--steps={STEPS}"]
+    assert evaluate.main([f"--run={runs / 'cmma'}", *flags, "--unconditional"]) == 0
+    found = json.loads((runs / "cmma" / "results-folder-test.json").read_text())["cmma"]
+    run = load_run(runs / "cmma")
+    few = spread(load_data(run).test, 4)
+    unknown = few._replace(mask=np.zeros_like(few.mask))
+    for name, faces in (("", few), ("_unconditional", unknown)):
+        alone = variational_bound(run.model, run.params, faces, batch_size=4, steps=STEPS)
+        assert found[f"bound{name}"][0] == pytest.approx(alone["bound"], rel=1e-5)
+        assert found[f"bits_per_dim{name}"][1] == pytest.approx(alone["bits_per_dim_stderr"], rel=1e-3)
+    assert abs(found["bound"][0] - found["bound_unconditional"][0]) > 0.1
+
+
+def test_bits_of_an_exact_density_are_those_of_the_dequantised_faces(whole_table, runs):
+    """Of the mean face: a Gaussian of one variance, whose mean over the noise is known: (byte + 1/2) / 256, 1/12."""
+    data = load_data(load_run(runs / "vae"))
+    train, test = (part.x.reshape(len(part.x), -1).astype(np.float64) for part in (data.train, data.test))
+    mean = train.mean(0) / 255
+    variance = np.square(train / 255 - mean).mean()
+    nats = 0.5 * ((np.square((test + 0.5) / 256 - mean) + 1 / (12 * 256**2)) / variance + np.log(2 * np.pi * variance))
+    expected = (nats.mean() + np.log(256)) / np.log(2)
+    assert whole_table["mean face"]["bits_per_dim_dequantised"][0] == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_run_trained_again_is_measured_again(runs, tmp_path):
     shutil.copytree(runs / "cmma", tmp_path / "cmma", ignore=shutil.ignore_patterns("evaluation", "results*"))
     run, arguments = load_run(tmp_path / "cmma"), evaluate.Arguments()

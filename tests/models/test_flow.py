@@ -199,15 +199,16 @@ def test_a_transport_under_equal_attributes_or_of_weight_0_returns_where_it_bega
 
     @jax.jit
     def transport(new, weight):
-        return flow.transport(small.model, small.params, z, old, new, jnp.full((6, 1), weight))
+        return flow.transport(small.model, small.params, z, old, new, lambda _: jnp.full((6, 1), weight))
 
     np.testing.assert_allclose(transport(new, 0.0), z, atol=1e-5)
     np.testing.assert_allclose(transport(old, 3.0), z, atol=1e-5)
     assert (jnp.abs(transport(new, 3.0) - z).max(1) > 0.01).all()
 
 
-@pytest.mark.parametrize("weight", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("weight", [lambda _: 0.5, lambda _: 1.0, lambda _: 3.0, lambda change: 2 * change])
 def test_a_transport_is_the_way_to_the_noise_and_back_by_the_weighted_velocity(weight):
+    """The weight is one of how far apart, halfway, the velocities under new and old attributes are."""
     z, (_, mask) = some_z(3), batch()
     old, new = (Wanted(as_jax(a), m) for a, m in ((Y, mask), (1 - Y, ~mask)))
     seen, wanted = np.where(MASK, Y, 0), np.where(~MASK, 1 - Y, 0)
@@ -215,15 +216,18 @@ def test_a_transport_is_the_way_to_the_noise_and_back_by_the_weighted_velocity(w
     def under_old(t, u):
         return bent_velocity(np, u.reshape(3, J), np.full((3, 1), t), seen).ravel()
 
-    def toward_new(t, u):
-        return under_old(t, u) + weight * (
-            bent_velocity(np, u.reshape(3, J), np.full((3, 1), t), wanted).ravel() - under_old(t, u))
+    def apart(t, u):
+        return (bent_velocity(np, u.reshape(3, J), np.full((3, 1), t), wanted).ravel() - under_old(t, u)).reshape(3, J)
 
-    u = ((z - MEAN) / DEVIATION).ravel()
-    for slope, times in ((under_old, (1, 0)), (toward_new, (0, 1))):
-        u = scipy.integrate.solve_ivp(slope, times, u, rtol=1e-9, atol=1e-9).y[:, -1]
+    def solve(slope, times, u):
+        return scipy.integrate.solve_ivp(slope, times, u, rtol=1e-9, atol=1e-9, dense_output=True)
+
+    there = solve(under_old, (1, 0), ((z - MEAN) / DEVIATION).ravel())
+    scale = np.broadcast_to(weight(np.sqrt(np.square(apart(0.5, there.sol(0.5))).mean(1, keepdims=True))), (3, 1))
+    back = solve(lambda t, u: under_old(t, u) + (scale * apart(t, u)).ravel(), (0, 1), there.y[:, -1])
+    u = back.y[:, -1]
     expected = MEAN + DEVIATION * u.reshape(3, J)
-    found = jax.jit(lambda z: flow.transport(BENT, PARAMS, z, old, new, jnp.full((3, 1), weight), steps=200))(as_jax(z))
+    found = jax.jit(lambda z: flow.transport(BENT, PARAMS, z, old, new, weight, steps=200))(as_jax(z))
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert np.abs(expected - z).max() > 0.1
 
@@ -348,7 +352,7 @@ def test_the_solver_keeps_float32_whatever_the_networks_precision(small):
     old, new = Wanted(y, mask), Wanted(1 - y, mask)
     made = jax.eval_shape(lambda: (
         flow.draw(model, small.params, jax.random.key(0), y, mask, guidance=2.0, steps=200),
-        flow.transport(model, small.params, z, old, new, jnp.ones((6, 1)), steps=200),
+        flow.transport(model, small.params, z, old, new, jnp.ones_like, steps=200),
         flow.log_prior(model, small.params, z, y, mask, jax.random.key(0), steps=200)))
     assert dtypes == {np.dtype("float32")} == {a.dtype for a in made}
     assert sum_event(z).dtype == np.float32

@@ -12,7 +12,8 @@ from cmma_jax.models.distributions import Mixed
 from cmma_jax.models.model import make_model
 from cmma_jax.sampling import pictures
 from cmma_jax.sampling.faces import (
-    EDIT_SCALE,
+    EDIT_SIZE,
+    EDIT_WEIGHTS,
     _on_circle,
     edit,
     generate,
@@ -114,11 +115,15 @@ def test_an_edit_adds_the_difference_of_the_priors_means(small):
 
 @pytest.mark.parametrize("intensity", (-0.5, 1.0))
 def test_an_edit_under_a_flow_transports_a_draw_from_the_posterior(drifting, intensity):
+    """All as far, but where that would take a weight out of its bounds: an example each has one below and above."""
     x, y, mask = arrays(drifting)
-    new_y, new_mask, params = 1 - y, mask.at[:, 1].set(True), drifting.params
+    new_y = y.at[0].set(1 - y[0]).at[1:, 0].set(1 - y[1:, 0]).at[2, 0].set(y[2, 0] + 0.1).at[3, 0].set(y[3, 0] + 0.5)
+    new_mask, params = mask.at[:, 0].set(True), drifting.params
     way = drift(new_y, new_mask) - drift(y, mask)
+    weights = EDIT_SIZE / np.abs(way)
+    assert weights.min() < EDIT_WEIGHTS[0] < weights[3, 0] < EDIT_WEIGHTS[1] < weights.max()
     z = posterior_draw(drifting, x, y, mask)
-    end = z + EDIT_SCALE * intensity * way * flat(params["scale"]["deviation"], z)
+    end = z + np.clip(weights, *EDIT_WEIGHTS) * intensity * way * flat(params["scale"]["deviation"], z)
     found = edit(drifting.model, params, x, y, mask, new_y, new_mask, jnp.full(4, intensity), keep_detail=False)
     np.testing.assert_allclose(found, decode(drifting.model, params, end, y, mask), atol=1e-5)
 

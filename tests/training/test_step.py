@@ -239,6 +239,29 @@ def test_the_flows_optimiser_moves_matrices_of_blocks_along_the_nearest_orthogon
         np.testing.assert_allclose(found, -0.05 * (1 + 0.9 / 1.9) * np.sign(gradient), rtol=1e-3, err_msg=name)
 
 
+def test_the_details_kernels_move_as_matrices_from_all_that_an_output_sees():
+    """A kernel [3, 3, C, C] of a block as [9 C, C]; those outside blocks, and a layer of what is known, do not."""
+    optimizer, _ = make_later_optimizer(settings(warmup_steps=2), 0.1, 10)
+    rng = np.random.default_rng(0)
+    shapes = {"entrance": {"kernel": (3, 3, 4, 6)}, "block0": {"conv0": {"kernel": (3, 3, 6, 6)},
+                                                               "known": {"kernel": (5, 12)}}}
+    gradients = {"detail": jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32) * 1e-3, shapes,
+                                        is_leaf=lambda shape: isinstance(shape, tuple))}
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    updates = optimizer.update(gradients, optimizer.init(params), params)[0]["detail"]
+    kernel = np.asarray(updates["block0"]["conv0"]["kernel"], np.float64).reshape(54, 6)
+    flat = np.asarray(gradients["detail"]["block0"]["conv0"]["kernel"], np.float64).reshape(54, 6)
+    nearest = -scipy.linalg.polar(flat)[0]
+    assert (kernel * nearest).sum() / (np.linalg.norm(kernel) * np.linalg.norm(nearest)) > 0.97
+    values = np.linalg.svd(kernel, compute_uv=False) / (0.05 * MUON_RMS * np.sqrt(54))
+    assert values.min() > 0.6 and values.max() < 1.3
+    for name in (("entrance",), ("block0", "known")):
+        found, gradient = updates, gradients["detail"]
+        for key in (*name, "kernel"):
+            found, gradient = found[key], gradient[key]
+        np.testing.assert_allclose(found, -0.05 * (1 + 0.9 / 1.9) * np.sign(gradient), rtol=1e-2, err_msg=str(name))
+
+
 def test_weight_decay_is_of_those_matrices_alone():
     optimizer, _ = make_later_optimizer(settings(warmup_steps=2), 0.1, 10)
     params = {"flow": {"block0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "places": jnp.ones((2, 2))}}
