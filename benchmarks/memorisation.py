@@ -25,7 +25,7 @@ from cmma_jax.evaluation.embeddings import embed_dlib
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import matching
 from cmma_jax.models.model import Model, Params
-from cmma_jax.sampling.face_model import GUIDANCE
+from cmma_jax.sampling.faces import GUIDANCE
 from cmma_jax.sampling.pictures import grid, save_picture
 from cmma_jax.training.bounds import by_rows, standard_error
 from cmma_jax.training.runs import load_data, load_run

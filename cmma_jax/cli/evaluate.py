@@ -27,7 +27,8 @@ from cmma_jax.models.flow import STEPS
 from cmma_jax.models.model import count_parameters
 from cmma_jax.sampling import pictures
 from cmma_jax.sampling.attributes import Attributes
-from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
+from cmma_jax.sampling.face_model import FaceModel
+from cmma_jax.sampling.faces import GUIDANCE
 from cmma_jax.training import parallel
 from cmma_jax.training.bounds import (
     bits,
@@ -111,7 +112,7 @@ class Arguments:
     """Of every sample drawn here."""
     picture: str = ""
     """With one run: also write a PNG of faces of the split: originals; reconstructions with and without their
-    attributes; faces at the prior's mean for the attributes; random samples for them."""
+    attributes; two random samples for them, guided as shipped; without a flow the face at the prior's mean, and one."""
 
     def __post_init__(self) -> None:
         for name, least in (("limit", 1), ("samples", 0), ("iwae", 1), ("batch_size", 1), ("seed", 0), ("steps", 1),

@@ -42,7 +42,7 @@ There are three stages: f, g, h and h2 by the variational bound (--epochs); on t
 p(x|z) group of pixels by group (--detail_epochs), left out by --detail_width=0; and the flow, p(z|y) (--flow_epochs),
 left out by --prior=gaussian. Running the same command again goes on where the run stopped. A run holds checkpoints/,
 detail/ and flow/, config.json, metrics.jsonl (a line an epoch), grids/*.png (originals; reconstructions with and
-without their attributes; faces at the noise's mean; random samples) and tensorboard/."""
+without their attributes; random samples for them) and tensorboard/."""
 
 PROGRAM = "train.py"  # as the errors name it, unless it was started as a command of the package
 GAN_FACES, GAN_SAMPLES = 100, 50  # of an epoch's Parzen estimate, a few seconds on 2 cores

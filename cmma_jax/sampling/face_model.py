@@ -18,14 +18,15 @@ from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS
 from cmma_jax.sampling import faces
 from cmma_jax.sampling.attributes import Attributes, Settings
+from cmma_jax.sampling.faces import GUIDANCE
 from cmma_jax.training.compact import shipped
 from cmma_jax.training.config import Config
 from cmma_jax.training.runs import Run, find_runs, load_run
 
 INFERENCE_SAMPLES = 20
-# The scale w of a flow's guidance where no other is given: where every attribute is known, and where one of many is,
-# to which a velocity that has mostly seen many of them does not hold by itself (`benchmarks.asked`).
-GUIDANCE, GUIDANCE_OF_FEW = 1.5, 5.0
+# The scale of a flow's guidance where no other is given and one attribute of many is known, to which a velocity that
+# has mostly seen many of them does not hold by itself (`benchmarks.asked`).
+GUIDANCE_OF_FEW = 5.0
 CANNOT_ENCODE = "cannot encode a face; choose a CMMA, a CVAE or a VAE"
 SHIPPED = "lfw"  # the model that stands in where nothing has been trained
 

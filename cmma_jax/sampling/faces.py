@@ -43,6 +43,7 @@ def reconstruct(model: Model, params: Params, x: jax.Array, y: jax.Array, mask: 
     return jnp.clip(model.likelihood(params, z, y, mask).mean, 0, 1)
 
 
+GUIDANCE = 1.5  # the scale w of a flow's, where no other is given and every attribute is known
 # An edit of intensity 1 is as large as this, a root mean square of what the new attributes change in the velocity of
 # standardised latents, whichever they are; the weight by which that is reached lies between the two bounds.
 EDIT_SIZE, EDIT_WEIGHTS = 0.2, (2.0, 8.0)

@@ -12,7 +12,7 @@ from PIL import Image
 from cmma_jax.data.dataset import Faces, pixels, spread
 from cmma_jax.data.files import write_whole
 from cmma_jax.models.model import Model, Params
-from cmma_jax.sampling.faces import generate, reconstruct
+from cmma_jax.sampling.faces import GUIDANCE, generate, reconstruct
 
 GAP = 2  # white pixels between faces
 
@@ -45,8 +45,9 @@ def save_picture(picture: Image.Image, path: pathlib.Path) -> None:
 def progress(model: Model, params: Params, faces: Faces, columns: int = 12) -> Image.Image:
     """Returns the picture of a training's progress, on faces spread over a set.
 
-    Its rows: originals, reconstructions from q(z|x, y) and from q(z|x), faces at the prior's mean for the
-    same attributes, and a random sample for each. A CGAN reconstructs nothing: two rows less, three random samples.
+    Its rows: originals, reconstructions from q(z|x, y) and from q(z|x), and two random samples for the same attributes,
+    guided as they are elsewhere; without a flow the face at the prior's mean and one. A CGAN reconstructs nothing: two
+    rows less, two samples more.
     """
     return grid(_progress_rows(model, params, spread(faces, columns)))
 
@@ -56,5 +57,6 @@ def _progress_rows(model: Model, params: Params, faces: Faces) -> list[jax.Array
     x, y, mask = pixels(faces.x), faces.y, faces.mask
     seen = [] if model.posterior is None else [reconstruct(model, params, x, y, mask),
                                                reconstruct(model, params, x, y, jnp.zeros_like(mask))]
-    samples = [generate(model, params, jax.random.key(i), y, mask) for i in range(3 - len(seen) or 1)]
-    return [x, *seen, generate(model, params, jax.random.key(0), y, mask, temperature=0.0), *samples]
+    mean_first = model.velocity is None  # a flow's, where it leads the noise's mean, is a blur
+    return [x, *seen, *(generate(model, params, jax.random.key(i), y, mask, float(i > 0 or not mean_first),
+                                 GUIDANCE if model.guided else None) for i in range(4 - len(seen)))]

@@ -240,14 +240,15 @@ const looking = () => model().encodes;
 
 // ---- Make a face -----------------------------------------------------------------------------------------------
 
-const askMean = line(async (signal, body) => {
-  const { faces } = await ask("api/make", { ...body, n: 1, temperature: 0 }, signal);
+// The large face, soon: the first of the samples of a flow, which leads the noise's mean to a blur; else the prior's mean.
+const askFirst = line(async (signal, body) => {
+  const { faces } = await ask("api/make", { ...body, n: 1, ...(model().flows ? {} : { temperature: 0 }) }, signal);
   state.made[0] = faces[0];
   showMade();
 });
 const askSamples = line(async (signal, body) => {
   const { faces } = await ask("api/make", body, signal);
-  state.made.splice(1, state.made.length, ...faces);
+  state.made.splice(model().flows ? 0 : 1, state.made.length, ...faces);
   showMade();
 });
 const soonSamples = later(() => askSamples(makeBody()), 60);
@@ -258,11 +259,14 @@ function makeBody({ name, guided } = model()) {
 }
 
 function nameOfMade(i) {
-  return i ? `Sample ${i} of seed ${state.seed}` : "The face at the noise's mean";
+  const number = model().flows ? i + 1 : i;
+  return number ? `Sample ${number} of seed ${state.seed}` : "The face at the prior's mean";
 }
 
 function showMade() {
   const holder = $("samples");
+  while (holder.children.length > Math.max(state.made.length, 1)) holder.lastChild.remove();
+  state.shown = Math.min(state.shown, state.made.length - 1);
   while (holder.children.length < state.made.length) {
     const i = holder.children.length;
     holder.append(make("button", { onclick: () => { state.shown = i; showMade(); } }, make("img", { alt: "", width: 64, height: 64 }),
@@ -273,6 +277,7 @@ function showMade() {
     button.firstChild.src = face ?? "";
     button.setAttribute("aria-label", nameOfMade(i));
     button.setAttribute("aria-pressed", i === state.shown);
+    if (i === 0) button.lastChild.hidden = model().flows;
   });
   const words = wanted.words() || "nothing asked for";
   show($("made"), state.made[state.shown], `${nameOfMade(state.shown)}: ${words}`);
@@ -556,7 +561,7 @@ function refresh(moving = false) {
   $("temperature-said").textContent = Number($("temperature").value).toFixed(2);
   $("intensity-said").textContent = Number($("intensity").value).toFixed(1);
   if (state.tab === "make") {
-    askMean({ ...makeBody(), preview: moving });
+    askFirst({ ...makeBody(), preview: moving });
     if (!moving || !model().flows) soonSamples();
   } else if (state.tab === "compare") {
     if (!moving) askCompared();

@@ -15,6 +15,7 @@ from cmma_jax.models.flow import STEPS
 from cmma_jax.sampling import photos
 from cmma_jax.sampling.attributes import Attributes
 from cmma_jax.sampling.face_model import FaceModel
+from cmma_jax.web.groups import presets
 
 BATCH = 8  # faces made at once
 SHOWN = 240  # test faces that can be picked
@@ -120,8 +121,12 @@ def choose_faces(model: FaceModel, test: Faces | None) -> np.ndarray:
     """Returns the faces to pick from, [N, H, W, 3] uint8: some of the test, or of the model's own making."""
     if test is not None:
         return spread(test, SHOWN).x
-    y, mask = (np.repeat(a[None], BATCH, 0) for a in model.encode({}))
-    made = [model.generate_encoded(y, mask, seed) for seed in range(STAND_INS // BATCH)]
+    asked = [*presets(model.attributes).values()] or [{}]  # a few attributes each: plainer faces than where none is
+    made = []
+    for seed in range(STAND_INS // BATCH):
+        encoded = [model.encode(asked[(seed * BATCH + i) % len(asked)]) for i in range(BATCH)]
+        y, mask = (np.stack(each) for each in zip(*encoded, strict=True))
+        made.append(model.generate_encoded(y, mask, seed))
     return np.round(255 * np.concatenate(made)).astype(np.uint8)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 import cmma_jax
 from cmma_jax.cli.main import COMMANDS, PROGRAMS, main
 from cmma_jax.data.images import LARGEST
-from cmma_jax.sampling.face_model import GUIDANCE
+from cmma_jax.sampling.faces import GUIDANCE
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -20,7 +20,8 @@ from cmma_jax.evaluation.classifier import Settings, save_classifier, scores, tr
 from cmma_jax.evaluation.diversity import generated_faces
 from cmma_jax.evaluation.embeddings import frechet_distance
 from cmma_jax.models.model import make_model
-from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
+from cmma_jax.sampling.face_model import FaceModel
+from cmma_jax.sampling.faces import GUIDANCE
 from cmma_jax.training import bounds
 from cmma_jax.training.bounds import variational_bound
 from cmma_jax.training.checkpoint import open_checkpoints

@@ -18,8 +18,8 @@ from cmma_jax.errors import InputError
 from cmma_jax.evaluation.diversity import diversity
 from cmma_jax.models.distributions import row_keys
 from cmma_jax.models.flow import STEPS, draw
-from cmma_jax.sampling.face_model import GUIDANCE, FaceModel
-from cmma_jax.sampling.faces import LARGEST_BATCH, edit, generate
+from cmma_jax.sampling.face_model import FaceModel
+from cmma_jax.sampling.faces import GUIDANCE, LARGEST_BATCH, edit, generate
 from cmma_jax.training.config import FLOW
 
 

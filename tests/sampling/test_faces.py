@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmma_jax.data.dataset import pixels
+from cmma_jax.data.dataset import pixels, spread
 from cmma_jax.models.distributions import Mixed
 from cmma_jax.models.model import make_model
 from cmma_jax.sampling import pictures
 from cmma_jax.sampling.faces import (
     EDIT_SIZE,
     EDIT_WEIGHTS,
+    GUIDANCE,
     _on_circle,
     edit,
     generate,
@@ -280,3 +281,16 @@ def test_progress_picture_shows_the_originals_first(small):
     assert picture.shape == (2 + 5 * 18, 2 + 3 * 18, 3)
     np.testing.assert_array_equal(picture[2:18, 2:18], faces.x[0])
     np.testing.assert_array_equal(picture[2:18, 38:54], faces.x[-1])
+
+
+@pytest.mark.parametrize("prior", ["flow", "gaussian"])
+def test_the_last_rows_of_a_progress_picture_are_samples_as_they_are_shown_elsewhere(small, prior):
+    """Of a flow two, guided; a Gaussian prior's mean, which is a face, and one."""
+    model, params, faces = small.model if prior == "flow" else small.gaussian, small.params, small.data.validation
+    few = spread(faces, 3)
+    made = [generate(model, params, jax.random.key(i), jnp.asarray(few.y), jnp.asarray(few.mask),
+                     0.0 if prior == "gaussian" and i == 0 else 1.0, GUIDANCE if prior == "flow" else None)
+            for i in range(2)]
+    picture = np.asarray(pictures.progress(model, params, faces, columns=3))
+    expected = np.asarray(pictures.grid([np.asarray(row) for row in made]))
+    assert (np.abs(picture[56:].astype(int)[:, :, :] - expected[2:].astype(int)) <= 1).all()
