@@ -43,24 +43,24 @@ def main() -> int:
                         help="after which what still trains is asked to stop, with a checkpoint")
     options = parser.parse_args()
     options.runs_dir.mkdir(parents=True, exist_ok=True)
-    end, codes = time.monotonic() + options.seconds, []
+    end, codes = time.monotonic() + options.seconds, {}
     beside = [name for name in options.parts if name not in ALONE]
     for names in [[name] for name in ALONE if name in options.parts] + [beside]:
-        running = {name: start(name, options, 0.9 / len(names)) for name in names}
+        if time.monotonic() > end:
+            break
+        running, asked = {name: start(name, options, 0.9 / len(names)) for name in names}, False
         while running:
-            for name, process in list(running.items()):
-                try:
-                    codes.append(process.wait(max(0.1, min(1.0, end - time.monotonic()))))
-                    print(f"{name}: exit code {codes[-1]}", flush=True)
-                    del running[name]
-                except subprocess.TimeoutExpired:
-                    if time.monotonic() > end:
-                        process.send_signal(signal.SIGTERM)
-                        end = max(end, time.monotonic() + 10)
+            time.sleep(0.2)
+            if time.monotonic() > end and not asked:
+                asked = True
+                for process in running.values():
+                    process.send_signal(signal.SIGTERM)
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                codes[name] = running.pop(name).returncode
+                print(f"{name}: exit code {codes[name]}", flush=True)
     print("\n| | stage | epochs | faces/s | seconds |\n|---|---|---|---|---|")
-    for name in options.parts:
-        print("\n".join(rows(name, options.runs_dir / name)))
-    return next((code for code in codes if code), 0)
+    print("\n".join(row for name in options.parts for row in rows(name, options.runs_dir / name)))
+    return next((code for code in codes.values() if code), 0)
 
 
 def start(name: str, options: argparse.Namespace, share: float) -> subprocess.Popen:

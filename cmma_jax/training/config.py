@@ -58,7 +58,7 @@ class Config(Architecture):
     learning_rate: float = 2e-3
     """The highest of the first stage; a linear warm-up leads to it."""
     detail_rate: float = 2e-3
-    """The highest of the detail's stage, whose optimiser is the flow's, for the kernels of its blocks."""
+    """The highest of the detail's stage: Muon moves the kernels of its blocks, Adam all else."""
     flow_rate: float = 1e-3
     """The highest of the flow's stage, whose optimiser is Muon for the matrices of its blocks and Adam for all else."""
     schedule: Literal["constant", "cosine"] = "cosine"
