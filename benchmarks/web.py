@@ -99,7 +99,7 @@ def take_pictures(port: int, folder: pathlib.Path) -> None:
     choose = "for (const label of %s) document.querySelector(`#panel-%s [aria-label='${label}']`).click()"
     change = "document.querySelector('#picker button:nth-child(10)').click();"
     scenes = {"make": (1280, 860, "make", choose % (["Male: no", "Smiling: yes"], "wanted")),
-              "change": (1280, 860, "change", change + choose % (["Mustache: yes"], "changes")),
+              "change": (1280, 860, "change", change + choose % (["Smiling: yes"], "changes")),
               "narrow": (360, 780, "make", "")}
     for name, (width, height, tab, script) in scenes.items():
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height,
